@@ -1,0 +1,1 @@
+"""Published weights, read into the networks here."""

@@ -1,0 +1,85 @@
+"""Networks: the only room that imports Flax. The rest of the house takes a `Denoiser`, a plain function."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.config import Config
+from ddpm_jax.nets.noise_net import NoiseNet
+from ddpm_jax.nets.unet import UNet
+from ddpm_jax.types import Denoiser
+
+Params = Any
+DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
+
+
+def _unet(net: config_lib.UNet, shape: tuple[int, int, int]) -> nn.Module:
+    return UNet(
+        features=net.features,
+        multipliers=net.multipliers,
+        num_res_blocks=net.num_res_blocks,
+        attention_levels=net.attention_levels,
+        num_heads=net.num_heads,
+        dropout=net.dropout,
+        num_classes=net.num_classes,
+        groups=net.groups,
+        scale_shift_norm=net.scale_shift_norm,
+        resblock_updown=net.resblock_updown,
+        out_channels=shape[2],
+        dtype=config_lib.pick(DTYPES, net.dtype, "--net.dtype"),
+        remat=net.remat,
+    )
+
+
+def _noise_net(net: config_lib.NoiseNet, shape: tuple[int, int, int]) -> nn.Module:
+    return NoiseNet(
+        channels=shape[2],
+        image_dim=shape[0],
+        init_dim=net.init_dim,
+        dim_mults=net.dim_mults,
+        attn_resolutions=net.attn_resolutions,
+        dtype=config_lib.pick(DTYPES, net.dtype, "--net.dtype"),
+    )
+
+
+NETS = {config_lib.UNet: _unet, config_lib.NoiseNet: _noise_net}
+
+
+def build(config: Config) -> nn.Module:
+    """The network that a config describes, for images of its data.shape."""
+    return NETS[type(config.net)](config.net, config.data.shape)
+
+
+def init(key: jax.Array, module: nn.Module, shape: tuple[int, int, int]) -> Params:
+    """Fresh parameters for images of shape [H, W, C]; the time and the images it is tried on don't matter."""
+    return module.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+
+
+def denoiser(module: nn.Module, params: Params) -> Denoiser:
+    """The network as a function of (x_t, time), or of (x_t, time, labels int [B]) if it takes classes.
+
+    A pytree of the parameters, so that a compiled loop takes them as arguments, and is compiled once for a network.
+    """
+    return jax.tree_util.Partial(_evaluate(module), params)
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluate(module: nn.Module) -> Callable[..., Any]:
+    def evaluate(params: Params, x_t: jax.Array, time: jax.Array, *labels: jax.Array) -> Any:
+        return module.apply({"params": params}, x_t, time, *labels)
+
+    return evaluate
+
+
+def denoiser_in_training(module: nn.Module, params: Params, dropout: jax.Array, *labels: jax.Array) -> Denoiser:
+    """The same with dropout from the key `dropout`, and labels, if any, already given."""
+
+    def denoise(x_t: jax.Array, time: jax.Array) -> Any:
+        return module.apply({"params": params}, x_t, time, *labels, train=True, rngs={"dropout": dropout})
+
+    return denoise

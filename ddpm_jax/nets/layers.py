@@ -1,0 +1,180 @@
+"""The layers that every network here is built from: convolution, norm, attention, time embedding.
+
+All take [B, H, W, C]. `dtype` is what a layer computes in; parameters are float32, and so are norms and softmax
+whatever the dtype.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from ddpm_jax.config import pick
+
+# DDPM's own: uniform, scaled by the mean of fan-in and fan-out (Ho et al. 2020, code).
+fan_average = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros_init()
+
+_CHUNK = 2**17  # elements of the input that one product of the weight gradient takes; measured best of 2^15 .. 2^20
+
+
+def _conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _by_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A stride-1 convolution as the product of the input's shifted copies with the kernel, a few images at a time.
+
+    Only its transpose is meant to run: the gradient of the kernel. A chunk takes every n-th image, so that a batch that
+    is spread over devices stays spread.
+    """
+    B, H, W, C = x.shape
+    size, features = kernel.shape[0], kernel.shape[-1]
+    images = max(1, min(B, _CHUNK // (H * W * C)))
+    while B % images:
+        images -= 1
+    pad = size // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    chunks = padded.reshape(images, B // images, H + 2 * pad, W + 2 * pad, C).swapaxes(0, 1)
+    rows = kernel.reshape(-1, features).astype(
+        jnp.promote_types(kernel.dtype, jnp.float32)
+    )  # so that chunks add up in float32
+
+    # Without the checkpoint, the shifted copies of the whole batch would be kept for the backward pass.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def product(part: jax.Array, rows: jax.Array) -> jax.Array:
+        channels_first = jnp.transpose(part, (3, 0, 1, 2))
+        shifts = jnp.stack([channels_first[:, :, i : i + H, j : j + W] for i in range(size) for j in range(size)])
+        # The barrier keeps XLA from gathering inside the product, which is slow.
+        left = lax.optimization_barrier(shifts.reshape(size * size * C, -1))
+        return lax.dot_general(left, rows.astype(x.dtype), (((0,), (0,)), ((), ())))
+
+    y = lax.map(lambda part: product(part, rows), chunks)
+    return y.reshape(B // images, images, H, W, features).swapaxes(0, 1).reshape(B, H, W, features)
+
+
+@jax.custom_jvp
+def _same_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Stride 1, odd square kernel, output as large as the input."""
+    return _conv(x, kernel, (1, 1), "SAME")
+
+
+def _same_conv_jvp(primals, tangents) -> tuple[jax.Array, jax.Array]:
+    """Linear in x and in kernel; what is written for the kernel decides only how its gradient is worked out."""
+    x, kernel = primals
+    x_dot, kernel_dot = tangents
+    y = _same_conv(x, kernel)
+    y_dot = jnp.zeros_like(y)
+    if not isinstance(x_dot, SymbolicZero):
+        y_dot = _same_conv(x_dot, kernel)
+    if not isinstance(kernel_dot, SymbolicZero):
+        # Chosen where the code is lowered, so a step compiled ahead of time for a TPU takes XLA's.
+        by_xla = functools.partial(_conv, strides=(1, 1), padding="SAME")
+        y_dot = y_dot + lax.platform_dependent(x, kernel_dot, cpu=_by_products, default=by_xla)
+    return y, y_dot
+
+
+_same_conv.defjvp(_same_conv_jvp, symbolic_zeros=True)
+
+
+# How the kernel's gradient is worked out on CPU. Which is faster depends on the processor: "products" won on one with
+# AMX; on an AMD EPYC it loses, and takes twice as long to compile. `benchmarks/kernel_gradient.py` measures it.
+SAME_CONVOLUTIONS = {
+    "xla": functools.partial(_conv, strides=(1, 1), padding="SAME"),
+    "products": _same_conv,
+}
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+    """Convolve x [B, H, W, C] with kernel [k, k, C, D], k odd. The one convolution of all networks.
+
+    Stride 1 keeps H and W. Stride 2 halves them and pads after the last row and column only, as TensorFlow's "SAME"
+    does for even sizes and as every published DDPM checkpoint was trained.
+    """
+    size = kernel.shape[0]
+    if stride > 1:
+        return _conv(x, kernel, (stride, stride), [(0, size - stride)] * 2)
+    if size == 1:
+        return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0])
+    chosen = os.environ.get("DDPM_JAX_KERNEL_GRADIENT", "xla")
+    return pick(SAME_CONVOLUTIONS, chosen, "DDPM_JAX_KERNEL_GRADIENT")(x, kernel)
+
+
+class Conv(nn.Module):
+    """Convolution with bias; a kernel of size 1 is a dense layer over channels."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    kernel_init: Callable = fan_average
+    bias_init: Callable = zeros
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+        if self.use_bias:
+            y = y + self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+        return y
+
+
+def dense(features: int, *, dtype: jnp.dtype, name: str) -> nn.Dense:
+    """x [..., C] -> [..., features], initialised as DDPM does."""
+    return nn.Dense(features, kernel_init=fan_average, dtype=dtype, name=name)
+
+
+def group_norm(groups: int, *, epsilon: float, dtype: jnp.dtype, name: str) -> nn.Module:
+    """Group normalisation: statistics in float32, result in dtype."""
+    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Softmax attention between all positions: q, k, v [B, N, heads, D] -> the same; softmax in float32."""
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def embed_time(t: jax.Array, features: int) -> jax.Array:
+    """Sine and cosine of t [B] at features/2 frequencies from 1 down to 1/10,000: [B, features].
+
+    Sines first, then cosines, as in Ho et al.'s code; features must be even and at least 4.
+    """
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) / (half - 1) * jnp.arange(half))
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def enlarge(x: jax.Array) -> jax.Array:
+    """Each pixel of x [B, H, W, C] becomes 2 x 2: [B, 2H, 2W, C]."""
+    B, H, W, C = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+
+
+def check_size(x: jax.Array, halvings: int) -> None:
+    """Refuse images that can't be halved so often.
+
+    Raises:
+        ValueError: with the size got and the factor that it must be divisible by.
+    """
+    factor = 2**halvings
+    if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"x_t must be [B, H, W, C] with H and W divisible by {factor}, got shape {x.shape}")
+
+
+def check_channels(channels: int, groups: int, argument: str) -> None:
+    """Refuse a width that group normalisation can't divide.
+
+    Raises:
+        ValueError: with the width got and the number that must divide it.
+    """
+    if channels % groups:
+        raise ValueError(f"{argument}: {channels} channels can't be normalised in {groups} groups; use a multiple")
