@@ -1,0 +1,19 @@
+"""From noise to images."""
+
+from ddpm_jax.sampling.interpolate import interpolate, walk_back
+from ddpm_jax.sampling.loop import Path, frame_steps, sample, sample_batch, sample_path
+from ddpm_jax.sampling.steps import SAMPLERS, VARIANCES, ddim, ddpm
+
+__all__ = [
+    "SAMPLERS",
+    "VARIANCES",
+    "Path",
+    "ddim",
+    "ddpm",
+    "frame_steps",
+    "interpolate",
+    "sample",
+    "sample_batch",
+    "sample_path",
+    "walk_back",
+]

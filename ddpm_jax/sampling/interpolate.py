@@ -1,0 +1,81 @@
+"""Between two images through the latent space (Ho et al. 2020, Sec. 4.4, Fig. 8), and the walk back with x_0 known."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.forward import q_sample
+from ddpm_jax.diffusion.schedules import Schedule, respace
+from ddpm_jax.sampling.loop import Path, sample, sample_path
+from ddpm_jax.sampling.steps import ddpm
+from ddpm_jax.types import Denoiser
+
+
+def interpolate(
+    key: jax.Array,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x_0: jax.Array,
+    *,
+    t: int,
+    num: int = 9,
+    **options: Any,
+) -> np.ndarray:
+    """Noise both images of x_0 [2, H, W, C] to step t, mix them in `num` even parts, and denoise each mixture.
+
+    All mixtures share the noise of their way back, so that only the mixture differs. `options` as in `sampling.sample`.
+
+    Returns:
+        [num, H, W, C], from the first image's reconstruction to the second's.
+
+    Raises:
+        ValueError: if x_0 isn't a pair, num is below 2, or t isn't an index of the schedule.
+    """
+    if x_0.shape[0] != 2 or num < 2:
+        raise ValueError(f"interpolation takes a pair of images and num >= 2, got {x_0.shape[0]} images and num={num}")
+    if not 0 <= t < schedule.num_steps:
+        raise ValueError(f"t must lie in 0 .. {schedule.num_steps - 1}, got {t}")
+    key_eps, key_back = jax.random.split(key)
+    ends = q_sample(schedule, x_0, jnp.full(2, t), jax.random.normal(key_eps, x_0.shape))
+    part = jnp.linspace(0, 1, num).reshape(num, *[1] * (x_0.ndim - 1))
+    return sample(
+        key_back,
+        denoise,
+        respace(schedule, range(t + 1)),
+        shape=x_0.shape[1:],
+        num=num,
+        x_T=(1 - part) * ends[0] + part * ends[1],
+        indices=np.zeros(num, int),
+        **options,
+    )
+
+
+def walk_back(key: jax.Array, schedule: Schedule, x_0: jax.Array, *, frames: int = 8) -> Path:
+    """Noise x_0 [N, ...] to x_T, then come back by q(x_{t-1} | x_t, x_0), the exact posterior (Ho et al. 2020, Eq. 6).
+
+    What a perfect network would do: the sampler with a denoiser that knows x_0. The last frame is x_0 itself.
+    """
+    key_eps, key_back = jax.random.split(key)
+    last = jnp.full(len(x_0), schedule.num_steps - 1)
+    x_T = q_sample(schedule, x_0, last, jax.random.normal(key_eps, x_0.shape))
+    return sample_path(
+        key_back,
+        _know,
+        schedule,
+        shape=x_0.shape[1:],
+        num=len(x_0),
+        batch_size=len(x_0),
+        step=ddpm(variance="small"),
+        prediction="x0",
+        clip=False,
+        x_T=x_T,
+        conditions=x_0,
+        frames=frames,
+    )[1]
+
+
+def _know(x_t: jax.Array, time: jax.Array, x_0: jax.Array) -> jax.Array:
+    del x_t, time
+    return x_0
