@@ -1,0 +1,1 @@
+"""Pictures, animations and curves of a run."""
