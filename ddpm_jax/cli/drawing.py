@@ -1,0 +1,158 @@
+"""What sample.py writes: grids, strips, animations and walks between images."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax import data, files, nets, sampling
+from ddpm_jax.config import Sampling
+from ddpm_jax.figures import pictures
+from ddpm_jax.training.draw import draw, sampler
+from ddpm_jax.training.run import Parts, num_classes
+
+MOST_IN_GRID = 400
+
+
+@contextlib.contextmanager
+def _bar(parts: Parts, settings: Sampling, batches: int, title: str) -> Iterator[Callable[[Any], None]]:
+    """A progress bar over all steps of all batches, to be called from inside the sampling loop."""
+    steps = sampler(settings, parts.schedule)[0].num_steps
+    with tqdm(total=steps * batches, desc=title, unit="step") as bar:
+
+        def on_step(done: Any) -> None:
+            del done
+            bar.update(min(1, bar.total - bar.n))
+
+        yield on_step
+        jax.effects_barrier()  # steps report late: the bar must outlive them
+
+
+def images(
+    parts: Parts,
+    params: Any,
+    *,
+    out: Path,
+    num: int,
+    seed: int,
+    settings: Sampling,
+    batch_size: int,
+    label: int | None,
+    singles: Path | None,
+    npz: Path | None,
+) -> None:
+    """Draw `num` images; write the grid, and single PNGs and an .npz where asked."""
+    if num < 1 or batch_size < 1:
+        raise ValueError(f"--num and --batch-size must be at least 1, got {num} and {batch_size}")
+    with _bar(parts, settings, -(-num // min(batch_size, num)), "sampling") as on_step:
+        drawn, _ = draw(
+            parts,
+            params,
+            seed=seed,
+            num=num,
+            settings=settings,
+            batch_size=batch_size,
+            label=label,
+            on_step=on_step,
+        )
+    pictures.save_png(out, pictures.grid(drawn[:MOST_IN_GRID]))
+    print(f"wrote {out}" + (f", the first {MOST_IN_GRID} of {num}" if num > MOST_IN_GRID else ""))
+    if singles is not None:
+        for i, image in enumerate(drawn):
+            pictures.save_png(singles / f"{i:06d}.png", pictures.to_bytes(image))
+        print(f"wrote {num} PNGs into {singles}")
+    if npz is not None:
+        classes = num_classes(parts.config)
+        arrays = {"images": pictures.to_bytes(drawn)}
+        if classes:
+            arrays["labels"] = np.arange(num) % classes if label is None else np.full(num, label)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, allow_pickle=False, **arrays)
+        files.write(npz, packed.getvalue())
+        print(f"wrote {npz}")
+
+
+def denoising(
+    parts: Parts,
+    params: Any,
+    *,
+    out: Path,
+    num: int,
+    seed: int,
+    settings: Sampling,
+    frames: int,
+    label: int | None,
+) -> None:
+    """Write OUT_denoising.png, a strip, and OUT_denoising.gif: x_t beside the network's idea of x_0, from noise on."""
+    with _bar(parts, settings, 1, "denoising") as on_step:
+        _, path = draw(
+            parts,
+            params,
+            seed=seed,
+            num=num,
+            settings=settings,
+            frames=frames,
+            label=label,
+            on_step=on_step,
+        )
+    steps = sampler(settings, parts.schedule)[0].num_steps
+    left = steps - sampling.frame_steps(steps, frames)
+    x_t, x_0 = np.asarray(path.x_t), np.asarray(path.x_0)
+    shown = np.unique(np.round(np.linspace(0, frames - 1, min(frames, 11))).astype(int))
+    rows = [kind[shown, i] for i in range(min(num, 3)) for kind in (x_t, x_0)]
+    strip = pictures.strip(
+        np.stack(rows),
+        titles=[f"{t} left" if k == 0 else str(t) for k, t in enumerate(left[shown])],
+        labels=["x_t", "x_0"] * (len(rows) // 2),
+    )
+    still, film = (out.with_name(f"{out.stem}_denoising{suffix}") for suffix in (".png", ".gif"))
+    pictures.save_png(still, strip)
+    titles = [(f"x_t, {t} steps left", "x_0 as predicted") for t in left]
+    pictures.save_gif(film, pictures.side_by_side(x_t, x_0, titles), seconds=max(4.0, 0.05 * frames))
+    print(f"wrote {still} and {film}")
+
+
+def interpolation(
+    parts: Parts,
+    params: Any,
+    *,
+    out: Path,
+    pairs: int,
+    seed: int,
+    settings: Sampling,
+    t: int | None,
+    num: int = 9,
+) -> None:
+    """Write OUT_interpolation.png: real images at both ends, between them what their mixed noised versions become."""
+    config = parts.config
+    schedule, step = sampler(settings, parts.schedule)
+    t = schedule.num_steps // 2 if t is None else t
+    batch = data.batch_at(data.load(config.data), seed=seed, step=0, batch_size=2 * pairs)
+    classes = num_classes(config)
+    rows = []
+    for i in tqdm(range(pairs), desc="interpolating", unit="pair"):
+        ends = jnp.asarray(batch.images[2 * i : 2 * i + 2])
+        between = sampling.interpolate(
+            jax.random.fold_in(jax.random.key(seed), i),
+            nets.denoiser(parts.module, params),
+            schedule,
+            ends,
+            t=t,
+            num=num,
+            batch_size=num,
+            step=step,
+            prediction=config.diffusion.prediction,
+            clip=settings.clip,
+            conditions=np.full(num, classes) if classes else None,  # "no class": a mixture has none
+        )
+        rows.append(np.concatenate([ends[:1], between, ends[1:]]))
+    mixed = [f"{part:.2f}" for part in np.linspace(0, 1, num)]
+    path = out.with_name(f"{out.stem}_interpolation.png")
+    pictures.save_png(path, pictures.strip(np.stack(rows), titles=["source", *mixed, "source"]))
+    print(f"wrote {path}, by way of t = {t}")

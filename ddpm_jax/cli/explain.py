@@ -1,0 +1,81 @@
+"""Pictures of the process itself: python -m ddpm_jax.cli.explain PRESET [--out DIR]
+
+No network and no training: real images walked to noise, and back by the exact posterior q(x_{t-1} | x_t, x_0), which is
+what a network learns to do without knowing x_0; and the curves of every schedule.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ddpm_jax.cli import flags
+from ddpm_jax.config import Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Draw the forward process, the exact way back and the schedules."""
+
+    out: Path
+    """Where the pictures go."""
+    images: int = 3
+    """How many images of the data set to walk with."""
+    frames: int = 8
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def main(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print("python -m ddpm_jax.cli.explain PRESET [--out DIR] [--images N] [--frames N] ...")
+        sys.exit(0)
+    preset, *rest = args
+    default = Flags(out=Path("explained") / Path(preset).stem, config=flags.load_preset(preset))
+    asked = flags.parse(Flags, rest, prog=f"explain {preset}", default=default)
+    if asked.images < 1 or asked.frames < 2:
+        raise ValueError(f"--images must be at least 1 and --frames 2, got {asked.images} and {asked.frames}")
+    _draw(asked)
+
+
+def _draw(asked: Flags) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ddpm_jax import data, sampling
+    from ddpm_jax.diffusion import schedules
+    from ddpm_jax.diffusion.forward import q_sample
+    from ddpm_jax.figures import pictures, plots
+
+    config, schedule = asked.config, schedules.build(asked.config.diffusion)
+    key_eps, key_back = jax.random.split(jax.random.key(config.seed))
+    batch = data.batch_at(data.load(config.data), seed=config.seed, step=0, batch_size=asked.images)
+    x_0 = jnp.asarray(batch.images)
+
+    # Frame f stands after round(f T / (F-1)) steps; x_t has been noised t + 1 times, so the image itself is "t = -1".
+    done = sampling.frame_steps(schedule.num_steps, asked.frames)
+    eps = jax.random.normal(key_eps, x_0.shape)
+    noised = [x_0 if n == 0 else q_sample(schedule, x_0, jnp.full(len(x_0), n - 1), eps) for n in done]
+    there = np.stack(noised, axis=1)
+    pictures.save_png(asked.out / "forward.png", pictures.strip(there, titles=_titles(done)))
+
+    path = sampling.walk_back(key_back, schedule, x_0, frames=asked.frames)
+    back = np.swapaxes(np.asarray(path.x_t), 0, 1)
+    pictures.save_png(asked.out / "reverse_known_x0.png", pictures.strip(back, titles=_titles(done[::-1])))
+
+    named = {name: make(config.diffusion.num_steps) for name, make in schedules.SCHEDULES.items() if name != "warmup"}
+    named.pop("scaled_linear")  # quadratic by another name
+    plots.save(plots.schedules(named), asked.out / "schedules.png")
+    plots.save(plots.schedules({config.diffusion.schedule: schedule}), asked.out / "schedule.png")
+    print(f"wrote forward.png, reverse_known_x0.png, schedules.png and schedule.png into {asked.out}")
+
+
+def _titles(done: Iterable[int]) -> list[str]:
+    return ["x_0" if n == 0 else f"t={n - 1}" for n in done]
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,57 @@
+"""Orbax checkpoints of a run: written in the background, whole or absent, the newest and some old ones kept."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from ddpm_jax.training.state import State
+
+Manager = ocp.CheckpointManager
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path, *, keep_last: int = 3, keep_every: int = 0, read_only: bool = False) -> Iterator[Manager]:
+    """The checkpoints of a run; waits for a save in progress on the way out.
+
+    Args:
+        folder: made if it isn't there. What a killed save left behind is cleared away.
+        keep_last: how many of the newest stay.
+        read_only: leave everything as it is, a save in progress of another process too.
+        keep_every: those whose step is a multiple of it stay too; 0 for none.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep_last,
+        keep_period=keep_every or None,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+    )
+    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def save(manager: Manager, state: State) -> None:
+    """Start to write the state under its step; training goes on meanwhile. A step that is there already stays."""
+    step = int(state.step)
+    if step not in manager.all_steps():
+        manager.save(step, args=ocp.args.StandardSave(vars(state)))
+
+
+def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
+    """Read a checkpoint, the newest unless `step` says which, onto the devices that `like`'s leaves name.
+
+    `like` is the state's shapes, dtypes and shardings (`Parts.abstract`).
+
+    Raises:
+        FileNotFoundError: if there is none, or not that one, with those that are.
+        ValueError: if the checkpoint's arrays aren't those of `like`.
+    """
+    steps = sorted(manager.all_steps())
+    step = manager.latest_step() if step is None else step
+    if step not in steps:
+        raise FileNotFoundError(f"{manager.directory} has no checkpoint {'' if step is None else step}: found {steps}")
+    return State(**manager.restore(step, args=ocp.args.StandardRestore(vars(like))))

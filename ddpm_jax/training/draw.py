@@ -1,0 +1,75 @@
+"""Images from a run's network, by the sampler that a config describes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import nets
+from ddpm_jax.config import Sampling
+from ddpm_jax.diffusion import schedules
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.spacings import SPACINGS
+from ddpm_jax.sampling import SAMPLERS, Path, sample_path
+from ddpm_jax.sampling.steps import Step
+from ddpm_jax.training import mesh as mesh_lib
+from ddpm_jax.training.run import Parts, num_classes
+
+
+def sampler(settings: Sampling, schedule: Schedule) -> tuple[Schedule, Step]:
+    """The schedule to visit and the step to take, as a config's `sampling` says.
+
+    Raises:
+        ValueError: for a name, a count or an eta that can't be.
+    """
+    make = config_lib.pick(SAMPLERS, settings.sampler, "sampler")
+    if settings.steps:
+        visit = config_lib.pick(SPACINGS, settings.spacing, "spacing")
+        schedule = schedules.respace(schedule, visit(schedule.num_steps, settings.steps))
+    return schedule, make(variance=settings.variance, eta=settings.eta)
+
+
+def draw(
+    parts: Parts,
+    params: Any,
+    *,
+    seed: int,
+    num: int,
+    settings: Sampling,
+    batch_size: int = 64,
+    frames: int = 0,
+    label: int | None = None,
+    on_step: Callable[[Any], None] | None = None,
+) -> tuple[np.ndarray, Path]:
+    """Images [num, H, W, C] from a run's network, and the Path of `frames` frames; image i depends on (seed, i) only.
+
+    A network with classes draws class i mod num_classes for image i, or `label` for all.
+
+    Raises:
+        ValueError: for a label that the network doesn't have.
+    """
+    classes = num_classes(parts.config)
+    if label is not None and not 0 <= label <= classes - 1:
+        known = f"0 .. {classes - 1}" if classes else "none, for it was trained without classes"
+        raise ValueError(f"label must be a class of the network ({known}), got {label}")
+    schedule, step = sampler(settings, parts.schedule)
+    # Previews are as wide as the batch that the mesh divides.
+    batch_size = -(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size
+    labels = np.arange(num) % classes if classes and label is None else np.full(num, label or 0)
+    return sample_path(
+        jax.random.key(seed),
+        nets.denoiser(parts.module, params),
+        schedule,
+        shape=parts.config.data.shape,
+        num=num,
+        batch_size=batch_size,
+        step=step,
+        prediction=parts.config.diffusion.prediction,
+        clip=settings.clip,
+        conditions=labels if classes else None,
+        frames=frames,
+        sharding=mesh_lib.split(parts.mesh),
+        on_step=on_step,
+    )

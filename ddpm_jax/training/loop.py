@@ -1,0 +1,190 @@
+"""Training from start, or from where it stopped, to the end."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import data
+from ddpm_jax.config import Config
+from ddpm_jax.data.pipeline import Batch
+from ddpm_jax.data.record import Source
+from ddpm_jax.training import checkpoint, report
+from ddpm_jax.training import mesh as mesh_lib
+from ddpm_jax.training.preview import preview, progress
+from ddpm_jax.training.run import Parts, build, make_loss, num_classes
+from ddpm_jax.training.state import State, learning_rate
+from ddpm_jax.training.step import TrainStep, make_step
+
+# What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
+FIXED = ("net.", "diffusion.", "data.shape", "optimizer.name")
+# Fields in these that change no parameter.
+FREE = ("net.dropout", "net.label_dropout", "net.remat", "net.dtype", "diffusion.weighting")
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient was NaN or infinite; the checkpoints hold the last good states."""
+
+
+def train(config: Config, workdir: Path) -> State:
+    """Train a run to config.steps, going on from its newest checkpoint if the folder holds one.
+
+    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and samples/ into `workdir`.
+
+    Raises:
+        ValueError: before anything is written, for a config that can't be, or one that doesn't fit the folder's run.
+        NonFiniteLossError: if a loss isn't finite and run.on_nonfinite is "stop".
+    """
+    parts = build(config)
+    _check_intervals(config)
+    mesh_lib.check_batch(config.batch_size, parts.mesh)
+    source = data.load(config.data)
+    _check_labels(config, source)
+    _claim(config, workdir)
+    run = config.run
+    step_fn = make_step(
+        make_loss(parts),
+        parts.optimizer,
+        ema_decay=config.optimizer.ema_decay,
+        num_steps=parts.schedule.num_steps,
+        mesh=parts.mesh,
+        steps_per_dispatch=run.steps_per_dispatch,
+    )
+    with checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager:
+        state = parts.init() if manager.latest_step() is None else checkpoint.restore(manager, parts.abstract())
+        return _steps(parts, source, workdir, manager, state, step_fn)
+
+
+def _steps(
+    parts: Parts, source: Source, workdir: Path, manager: checkpoint.Manager, state: State, step_fn: TrainStep
+) -> State:
+    config, run = parts.config, parts.config.run
+    start = int(state.step)
+    key = jax.random.key(config.seed + 1)  # the parameters were drawn from the seed itself
+    rate = learning_rate(config.optimizer, config.steps)
+    recent, since = [], time.perf_counter()
+    bar = tqdm(total=config.steps, initial=min(start, config.steps), unit="step", smoothing=0.05)
+    with report.open_log(workdir, start) as write, _batches(parts, source, start) as batches, bar:
+        for step in range(start, config.steps, run.steps_per_dispatch):
+            state, metrics = step_fn(state, next(batches), key)
+            recent.append(metrics)
+            done = step + run.steps_per_dispatch
+            bar.update(run.steps_per_dispatch)
+            ends = done == config.steps
+            if not (ends or any(done % every == 0 for every in _intervals(config).values())):
+                continue
+            # The host waits for the device here and nowhere else.
+            _stop_if_nonfinite(config, recent, done, manager)
+            if ends or done % run.log_every == 0:
+                values = report.summary(recent)
+                now = time.perf_counter()
+                values["images_per_second"] = len(recent) * run.steps_per_dispatch * config.batch_size / (now - since)
+                values["learning_rate"] = float(np.asarray(rate(done - 1)))
+                write(done, values)
+                bar.set_postfix_str(
+                    f"loss {values.get('loss', np.nan):.4f}, {values['images_per_second']:.0f} images/s"
+                )
+                recent, since = [], now
+            pause = time.perf_counter()
+            if ends or done % run.checkpoint_every == 0:
+                checkpoint.save(manager, state)
+            if ends or done % run.sample_every == 0:
+                preview(parts, state.ema, done, workdir)
+            since += time.perf_counter() - pause  # pictures don't count against images/s
+    progress(workdir)
+    return state
+
+
+@contextlib.contextmanager
+def _batches(parts: Parts, source: Source, start: int) -> Iterator[Iterator[Batch]]:
+    """Batches from step `start` on, on the devices; several at once, [k, B, ...], where a dispatch takes several."""
+    config, several = parts.config, parts.config.run.steps_per_dispatch
+    on_devices = mesh_lib.split(parts.mesh, axis=0 if several == 1 else 1)
+    shard = (jax.process_index(), jax.process_count())
+    stream = data.batches(
+        source, seed=config.seed, batch_size=config.batch_size, start=start, flip=config.data.flip, shard=shard
+    )
+
+    def placed() -> Iterator[Batch]:
+        while True:
+            group = [next(stream) for _ in range(several)]
+            if not num_classes(config):
+                group = [Batch(images=batch.images, labels=None) for batch in group]
+            batch = group[0] if several == 1 else jax.tree.map(lambda *rows: np.stack(rows), *group)
+            yield mesh_lib.place(batch, on_devices)
+
+    try:
+        yield placed()
+    finally:
+        stream.close()
+
+
+def _stop_if_nonfinite(config: Config, recent: list, done: int, manager: checkpoint.Manager) -> None:
+    found = report.first_nonfinite(recent)
+    if found is None or config.run.on_nonfinite == "skip":
+        return
+    bad = done - len(recent) * config.run.steps_per_dispatch + found + 1
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    raise NonFiniteLossError(
+        f"the loss or its gradient was not finite at step {bad}; the newest checkpoint is "
+        f"{'none' if kept is None else f'step {kept}'}. Lower --optimizer.learning-rate, or go on without such steps "
+        "with --run.on-nonfinite skip"
+    )
+
+
+def _intervals(config: Config) -> dict[str, int]:
+    run = config.run
+    return {
+        "--run.log-every": run.log_every,
+        "--run.sample-every": run.sample_every,
+        "--run.checkpoint-every": run.checkpoint_every,
+    }
+
+
+def _check_intervals(config: Config) -> None:
+    """Everything happens between dispatches, so every interval is a whole number of them."""
+    several = config.run.steps_per_dispatch
+    counts = {"--steps": config.steps, "--run.steps-per-dispatch": several, **_intervals(config)}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value % several:
+            raise ValueError(f"{name} must be a multiple of --run.steps-per-dispatch {several}, got {value}")
+    if config.run.num_samples < 1 or config.run.preview_steps < 1:
+        raise ValueError(
+            "--run.num-samples and --run.preview-steps must be at least 1, "
+            f"got {config.run.num_samples} and {config.run.preview_steps}"
+        )
+
+
+def _check_labels(config: Config, source: Source) -> None:
+    wanted = num_classes(config)
+    if wanted and source.num_classes != wanted:
+        raise ValueError(
+            f"--net.num-classes must be the {source.num_classes} classes of {config.data.source}, or 0, got {wanted}"
+        )
+
+
+def _claim(config: Config, workdir: Path) -> None:
+    """Make the run's folder, or see that the one that is there is this run's; then write config.json."""
+    path = workdir / "config.json"
+    if path.exists():
+        changed = config_lib.differences(config_lib.read(path), config)
+        lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items()}
+        wrong = [line for name, line in lines.items() if name.startswith(FIXED) and not name.startswith(FREE)]
+        if wrong:
+            raise ValueError(
+                f"{workdir} holds a run that this config can't go on with; give another --workdir, or undo "
+                + "; ".join(wrong)
+            )
+        if lines:
+            tqdm.write(f"{workdir} goes on with " + "; ".join(lines.values()))
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise ValueError(f"--workdir {workdir} has other things in it and no config.json; give a new or empty folder")
+    config_lib.write(config, path)

@@ -1,0 +1,43 @@
+"""Pictures that training makes as it goes: the averaged network's answer to one fixed noise."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.config import Sampling
+from ddpm_jax.figures import pictures
+from ddpm_jax.training.draw import draw
+from ddpm_jax.training.run import Parts
+
+
+def preview(parts: Parts, ema: Any, step: int, workdir: Path) -> Path:
+    """Write samples/step_NNNNNNNN.png: the averaged network's pictures of one fixed noise.
+
+    Values that aren't finite come out gray: a picture that can't be drawn is no reason to stop a run.
+    """
+    run = parts.config.run
+    settings = Sampling(sampler="ddim", steps=(min(run.preview_steps, parts.schedule.num_steps),))
+    images, _ = draw(parts, ema, seed=parts.config.seed, num=run.num_samples, settings=settings)
+    path = workdir / "samples" / f"step_{step:08d}.png"
+    pictures.save_png(path, pictures.grid(np.nan_to_num(images, posinf=1, neginf=-1)))
+    return path
+
+
+def progress(workdir: Path, *, most: int = 100) -> Path | None:
+    """Write samples/training.gif from the previews so far: the same noise, drawn better and better."""
+    files = sorted((workdir / "samples").glob("step_*.png"))
+    if len(files) < 2:
+        return None
+    files = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, min(most, len(files)))})]
+    frames = np.stack([_read(file) for file in files])
+    path = workdir / "samples" / "training.gif"
+    pictures.save_gif(path, frames)
+    return path
+
+
+def _read(file: Path) -> np.ndarray:
+    with Image.open(file) as opened:
+        picture = np.asarray(opened)
+    return picture if picture.ndim == 3 else picture[..., None]

@@ -1,0 +1,67 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard events and the figures that go into both."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from ddpm_jax import files
+
+Values = dict[str, float]
+
+
+def summary(metrics: Sequence[dict[str, jax.Array]]) -> Values:
+    """Means over the steps since the last report, and the loss of each quarter of t (q1: least noise).
+
+    Skipped steps count in `skipped` and nowhere else.
+    """
+    stacked = {
+        name: np.concatenate([np.atleast_1d(np.asarray(m[name], np.float64)) for m in metrics])
+        for name in ("loss", "grad_norm", "nonfinite")
+    }
+    good = stacked["nonfinite"] == 0
+    values = {"skipped": float((~good).sum())}
+    if good.any():
+        values |= {name: float(stacked[name][good].mean()) for name in ("loss", "grad_norm")}
+    sums, counts = (
+        np.concatenate([np.asarray(m[name], np.float64).reshape(-1, 4) for m in metrics])[good].sum(axis=0)
+        for name in ("quarter_sum", "quarter_count")
+    )
+    return values | {f"loss_q{i + 1}": float(sums[i] / counts[i]) for i in range(4) if counts[i]}
+
+
+def first_nonfinite(metrics: Sequence[dict[str, jax.Array]]) -> int | None:
+    """How many steps into `metrics` the first one stands that wasn't finite; None if all were."""
+    bad = np.concatenate([np.atleast_1d(np.asarray(m["nonfinite"])) for m in metrics])
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+@contextlib.contextmanager
+def open_log(workdir: Path, start: int) -> Iterator[Callable[[int, Values], None]]:
+    """`write(step, values)`: a line of metrics.jsonl and a point in each TensorBoard curve.
+
+    What an earlier run wrote past step `start` is dropped: those steps are about to be taken again.
+    """
+    path = workdir / "metrics.jsonl"
+    files.write(path, "".join(line for line in read_lines(path) if json.loads(line)["step"] <= start).encode())
+    with path.open("a") as lines, contextlib.closing(SummaryWriter(str(workdir), purge_step=start + 1)) as events:
+
+        def write(step: int, values: Values) -> None:
+            lines.write(json.dumps({"step": step} | values) + "\n")
+            lines.flush()
+            for name, value in values.items():
+                events.add_scalar(name, value, step)
+            events.flush()
+
+        yield write
+
+
+def read_lines(path: Path) -> list[str]:
+    """The whole lines of a file; one that a kill cut short is no line."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,88 @@
+"""What training carries from step to step, and how parameters move."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax.config import Optimizer, pick
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """All that a checkpoint keeps; data order and randomness follow from `step` and the seed."""
+
+    step: jax.Array
+    """How many steps have been taken, int32."""
+    params: Any
+    ema: Any
+    """Averaged parameters, the ones to sample from."""
+    opt_state: Any
+
+
+def _adam(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransformation:
+    if settings.weight_decay:
+        raise ValueError(f"--optimizer.weight-decay {settings.weight_decay} needs --optimizer.name adamw, got adam")
+    return optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps)
+
+
+def _adamw(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransformation:
+    return optax.adamw(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, weight_decay=settings.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[optax.Schedule, Optimizer], optax.GradientTransformation]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+}
+
+
+def _constant(peak: float, steps: int) -> optax.Schedule:
+    del steps
+    return optax.constant_schedule(peak)
+
+
+def _cosine(peak: float, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(peak, max(steps, 1))
+
+
+DECAYS: dict[str, Callable[[float, int], optax.Schedule]] = {"constant": _constant, "cosine": _cosine}
+
+
+def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then the decay, over `steps` steps in all."""
+    after = pick(DECAYS, settings.decay, "--optimizer.decay")(settings.learning_rate, steps - settings.warmup_steps)
+    if settings.warmup_steps == 0:
+        return after
+    up = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps)
+    return optax.join_schedules([up, after], [settings.warmup_steps])
+
+
+def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then Adam or AdamW at the scheduled rate.
+
+    Raises:
+        ValueError: for an unknown name, or weight decay that the optimizer wouldn't apply.
+    """
+    optimizer = pick(OPTIMIZERS, settings.name, "--optimizer.name")(learning_rate(settings, steps), settings)
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm > 0 else optax.identity()
+    return optax.chain(clip, optimizer)
+
+
+def fresh(params: Any, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step; the average starts at the parameters."""
+    # A copy: the step gives both away (donation), and one buffer can't be given twice.
+    ema = jax.tree.map(jnp.copy, params)
+    return State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer.init(params))
+
+
+def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """Move the average towards the parameters, faster while it is young.
+
+    The decay is min(decay, (1 + step) / (10 + step)): the average of a short run isn't the noise it started from.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, ema, rate)

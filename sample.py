@@ -1,0 +1,100 @@
+"""Draw images from a run's folder: python sample.py WORKDIR [--num N] [--sampler NAME] [--steps N] ... (see --help).
+
+Writes a grid, and beside it a strip and a GIF of how the first images came out of the noise.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ddpm_jax.cli import flags
+from ddpm_jax.config import Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Draw images from a run's folder."""
+
+    num: int = 64
+    """How many images."""
+    seed: int = 0
+    out: Path | None = None
+    """The grid, a .png; WORKDIR/samples/sample.png if not given. Other files are named after it."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
+    batch_size: int = 64
+    label: int | None = None
+    """Draw this class only, if the network takes classes; else every class in turn."""
+    raw: bool = False
+    """Use the weights of the last step, not their average over training."""
+    checkpoint: int | None = None
+    """The step to read; the newest if not given."""
+    frames: int = 51
+    """Moments of the denoising to show in the strip (every fifth) and the GIF; 0 for neither."""
+    interpolate: int = 0
+    """Also walk between this many pairs of real images through their noised versions."""
+    interpolate_from: int | None = None
+    """The t to which those are noised; half of the steps if not given."""
+    singles: Path | None = None
+    """Also write every image as a PNG of its own into this folder."""
+    npz: Path | None = None
+    """Also write all images into this .npz: `images`, uint8 [N, H, W, C], and `labels` if there are classes."""
+
+
+def main(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print("python sample.py WORKDIR [--num N] [--sampler NAME] [--steps N] [--seed S] [--out FILE.png] ...")
+        print("WORKDIR is a run's folder, as train.py leaves it; WORKDIR --help lists every flag.")
+        sys.exit(0)
+    workdir, config = flags.run_folder(args[0])
+    asked = flags.parse(Flags, args[1:], prog=f"sample.py {workdir}", default=Flags(sampling=config.sampling))
+    out = asked.out or workdir / "samples" / "sample.png"
+    if out.suffix != ".png":
+        raise ValueError(f"--out must end in .png, got {out}")
+    if asked.npz is not None and asked.npz.suffix != ".npz":
+        raise ValueError(f"--npz must end in .npz, got {asked.npz}")
+    # Imported late: a mistyped flag should not have to wait for JAX.
+    from ddpm_jax.cli import drawing
+    from ddpm_jax.training import run
+
+    parts, state = run.load(workdir, step=asked.checkpoint)
+    params = state.params if asked.raw else state.ema
+    drawing.images(
+        parts,
+        params,
+        out=out,
+        num=asked.num,
+        seed=asked.seed,
+        settings=asked.sampling,
+        batch_size=asked.batch_size,
+        label=asked.label,
+        singles=asked.singles,
+        npz=asked.npz,
+    )
+    if asked.frames:
+        drawing.denoising(
+            parts,
+            params,
+            out=out,
+            num=min(asked.num, 8),
+            seed=asked.seed,
+            settings=asked.sampling,
+            frames=asked.frames,
+            label=asked.label,
+        )
+    if asked.interpolate:
+        drawing.interpolation(
+            parts,
+            params,
+            out=out,
+            pairs=asked.interpolate,
+            seed=asked.seed,
+            settings=asked.sampling,
+            t=asked.interpolate_from,
+        )
+
+
+if __name__ == "__main__":
+    flags.run(main)

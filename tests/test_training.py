@@ -1,0 +1,231 @@
+"""A whole run: what it writes, how it resumes, what it refuses."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+from PIL import Image
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.cli.flags import load_preset
+from ddpm_jax.config import NoiseNet
+from ddpm_jax.training import checkpoint, run
+from ddpm_jax.training.loop import NonFiniteLossError, train
+
+CONFIG = load_preset(str(TINY))
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_kept(workdir):
+    with checkpoint.open_folder(workdir / "checkpoints", read_only=True) as manager:
+        return sorted(manager.all_steps())
+
+
+def with_run(config, **changes):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+def same(a, b):
+    """Two states are the same, bit for bit."""
+    a, b = jax.device_get((a, b))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_folder_holds_what_the_readme_promises(tiny_run):
+    workdir, state = tiny_run
+    assert int(state.step) == 8
+    assert config_lib.read(workdir / "config.json") == CONFIG
+    names = {path.name for path in (workdir / "samples").iterdir()}
+    assert names == {"step_00000004.png", "step_00000008.png", "training.gif"}
+    with Image.open(workdir / "samples" / "training.gif") as film:
+        assert film.n_frames == 2
+    assert list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_checkpoints_are_the_last_two_and_every_sixth(tiny_run):
+    assert steps_kept(tiny_run[0]) == [6, 8]
+
+
+def test_every_logged_step_has_a_line_with_every_figure(tiny_run):
+    lines = records(tiny_run[0])
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    wanted = {"loss", "grad_norm", "learning_rate", "images_per_second", "skipped"}
+    for line in lines:
+        assert wanted <= set(line)
+        assert all(np.isfinite(value) for value in line.values())
+        assert any(f"loss_q{i}" in line for i in (1, 2, 3, 4))
+    assert lines[0]["learning_rate"] == pytest.approx(0.005)  # the second step of a warm-up of two
+    assert lines[0]["loss"] == pytest.approx(1.0, abs=0.2)  # the network starts at 0, the noise has variance 1
+
+
+def test_a_finished_run_loads_from_its_folder_alone(tiny_run):
+    parts, state = run.load(tiny_run[0])
+    assert parts.config == CONFIG
+    same(state, tiny_run[1])
+
+
+def test_the_same_command_after_the_end_changes_nothing(tiny_run, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(tiny_run[0], workdir)
+    before = records(workdir)
+    same(train(CONFIG, workdir), tiny_run[1])
+    assert records(workdir) == before
+
+
+def test_a_run_in_two_parts_ends_as_the_run_in_one(tiny_run, tmp_path):
+    """Stopped at step 4, continued to 8; the schedule of the learning rate must be that of 8 from the start."""
+    workdir = tmp_path / "halves"
+    shutil.copytree(tiny_run[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    (workdir / "metrics.jsonl").write_text((workdir / "metrics.jsonl").read_text() + '{"step": 8, "cut')
+    same(train(CONFIG, workdir), tiny_run[1])
+    assert [line["step"] for line in records(workdir)] == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
+    """kill -9 in mid-run, the same command again: the parameters of the undisturbed run, bit for bit."""
+    flags = ["--steps", "60", "--run.checkpoint-every", "4", "--run.sample-every", "60", "--run.log-every", "4"]
+
+    def command(name):
+        return [sys.executable, "train.py", str(TINY), *flags, "--workdir", str(tmp_path / name)]
+
+    subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not any(path.name.isdigit() for path in (tmp_path / "killed" / "checkpoints").glob("*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert steps_kept(tmp_path / "killed")[-1] < 60
+    subprocess.run(command("killed"), cwd=ROOT, check=True, capture_output=True, timeout=300)
+    same(run.load(tmp_path / "killed")[1], run.load(tmp_path / "whole")[1])
+    assert [line["step"] for line in records(tmp_path / "killed")] == list(range(4, 61, 4))
+
+
+@pytest.mark.slow
+def test_four_devices_train_as_one(program, tiny_run, tmp_path):
+    """The loss of a batch is that of the whole batch wherever its parts lie; sums differ in their last bits only."""
+    done = program("train.py", TINY, "--workdir", tmp_path / "four", devices=4)
+    assert done.returncode == 0, done.stderr
+    one, four = ([line["loss"] for line in records(folder)] for folder in (tiny_run[0], tmp_path / "four"))
+    np.testing.assert_allclose(four, one, rtol=1e-4)
+
+
+def test_steps_per_dispatch_do_not_change_the_run(tiny_run, tmp_path):
+    train(with_run(CONFIG, steps_per_dispatch=2), tmp_path / "two")
+    one, two = ([line["loss"] for line in records(folder)] for folder in (tiny_run[0], tmp_path / "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+def diverging():
+    """A learning rate at which the second step's loss overflows."""
+    return dataclasses.replace(
+        CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e38, warmup_steps=0, clip_norm=0.0)
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoints(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 2; the newest checkpoint is none"):
+        train(diverging(), tmp_path / "a")
+    assert steps_kept(tmp_path / "a") == []
+
+
+def test_skipping_counts_the_steps_it_skipped(tmp_path):
+    state = train(with_run(diverging(), on_nonfinite="skip"), tmp_path / "a")
+    assert int(state.step) == 8
+    assert sum(line["skipped"] for line in records(tmp_path / "a")) == 7
+
+
+@pytest.mark.slow
+def test_noise_net_trains_on_a_folder_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "prints").mkdir()
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 17, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "prints" / f"{i}.png")
+    config = dataclasses.replace(
+        CONFIG,
+        steps=2,
+        data=dataclasses.replace(CONFIG.data, source="folder", path=str(tmp_path / "prints"), shape=(8, 8, 3)),
+        net=NoiseNet(init_dim=8, dim_mults=(1, 2), attn_resolutions=(4,)),
+    )
+    state = train(config, tmp_path / "run")
+    assert int(state.step) == 2
+    assert config_lib.read(tmp_path / "run" / "config.json").net == config.net
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net": dataclasses.replace(CONFIG.net, features=16)}, "net.features: 8 -> 16"),
+        ({"net": NoiseNet(init_dim=8, dim_mults=(1, 2))}, "net.kind: 'unet' -> 'noise_net'"),
+        ({"diffusion": dataclasses.replace(CONFIG.diffusion, prediction="v")}, "diffusion.prediction: 'eps' -> 'v'"),
+        ({"optimizer": dataclasses.replace(CONFIG.optimizer, name="adamw")}, "optimizer.name: 'adam' -> 'adamw'"),
+    ],
+)
+def test_a_config_that_changes_the_network_is_refused_and_nothing_is_touched(tiny_run, change, message):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")}
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(CONFIG, **change), tiny_run[0])
+    assert {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")} == before
+
+
+def test_a_longer_run_goes_on_and_says_what_changed(tiny_run, tmp_path, capsys):
+    workdir = tmp_path / "longer"
+    shutil.copytree(tiny_run[0], workdir)
+    assert int(train(dataclasses.replace(CONFIG, steps=10), workdir).step) == 10
+    assert "steps: 8 -> 10" in capsys.readouterr().out
+    assert config_lib.read(workdir / "config.json").steps == 10
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(ValueError, match="other things in it"):
+        train(CONFIG, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (with_run(CONFIG, steps_per_dispatch=3), "--steps must be a multiple of --run.steps-per-dispatch 3, got 8"),
+        (with_run(CONFIG, log_every=0), "--run.log-every must be at least 1, got 0"),
+        (with_run(CONFIG, on_nonfinite="stp"), "there is no 'stp', did you mean 'stop'"),
+        (dataclasses.replace(CONFIG, steps=0), "--steps must be at least 1, got 0"),
+        (dataclasses.replace(CONFIG, batch_size=0), "--batch-size must be divisible by the 1 devices, got 0"),
+        (
+            dataclasses.replace(CONFIG, net=dataclasses.replace(CONFIG.net, num_classes=7)),
+            "--net.num-classes must be the 10 classes of digits, or 0, got 7",
+        ),
+        (
+            dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, shape=(16, 16, 1))),
+            r"--data.shape: digits has images of shape \(8, 8, 1\), got \(16, 16, 1\)",
+        ),
+        (
+            dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, prediction="epsilon")),
+            "there is no 'epsilon', did you mean 'eps'",
+        ),
+        (
+            dataclasses.replace(CONFIG, net=dataclasses.replace(CONFIG.net, dtype="float16")),
+            "--net.dtype: there is no 'float16', did you mean 'bfloat16'",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_before_anything_is_written(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

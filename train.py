@@ -1,0 +1,24 @@
+"""Train a diffusion model: python train.py PRESET [--workdir DIR] [--steps N] [--batch-size B] ... (--help lists all).
+
+The same command again goes on from the newest checkpoint.
+"""
+
+import sys
+
+from ddpm_jax.cli import flags
+
+
+def main(args: list[str]) -> None:
+    config, workdir = flags.training(args)
+    # Imported late: a mistyped flag should not have to wait for JAX.
+    from ddpm_jax.training.loop import NonFiniteLossError, train
+
+    try:
+        state = train(config, workdir)
+    except NonFiniteLossError as error:
+        sys.exit(f"train.py: {error}")
+    print(f"{workdir} is at step {int(state.step)}; look: python sample.py {workdir}")
+
+
+if __name__ == "__main__":
+    flags.run(main)
