@@ -34,9 +34,9 @@ class Flags:
     frames: int = 51
     """Moments of the denoising to show in the strip (every fifth) and the GIF; 0 for neither."""
     interpolate: int = 0
-    """Also walk between this many pairs of real images through their noised versions."""
+    """Also walk between this many pairs of real images, read from the run's data, through their noised versions."""
     interpolate_from: int | None = None
-    """The t to which those are noised; half of the steps if not given."""
+    """The step, of those visited, to which they are noised; the middle one if not given."""
     singles: Path | None = None
     """Also write every image as a PNG of its own into this folder."""
     npz: Path | None = None
@@ -55,12 +55,15 @@ def main(args: list[str]) -> None:
         raise ValueError(f"--out must end in .png, got {out}")
     if asked.npz is not None and asked.npz.suffix != ".npz":
         raise ValueError(f"--npz must end in .npz, got {asked.npz}")
+    if asked.frames < 0 or asked.frames == 1:
+        raise ValueError(f"--frames must be 0 or at least 2, got {asked.frames}")
     # Imported late: a mistyped flag should not have to wait for JAX.
     from ddpm_jax.cli import drawing
     from ddpm_jax.training import run
 
     parts, state = run.load(workdir, step=asked.checkpoint)
     params = state.params if asked.raw else state.ema
+    halfway = drawing.halfway(parts, asked.sampling, asked.interpolate_from)
     drawing.images(
         parts,
         params,
@@ -92,7 +95,7 @@ def main(args: list[str]) -> None:
             pairs=asked.interpolate,
             seed=asked.seed,
             settings=asked.sampling,
-            t=asked.interpolate_from,
+            t=halfway,
         )
 
 

@@ -21,4 +21,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    flags.run(main, stopped="stopped; the same command goes on from the newest checkpoint")

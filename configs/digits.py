@@ -3,7 +3,7 @@
 Command:   python train.py digits
 Hardware:  2 CPU cores, about 3 minutes
 Result:    see the README: pictures, a classifier's confidence and the Frechet distance in pixel space
-Network:   0.7 M parameters
+Network:   1.0 M parameters
 """
 
 from ddpm_jax.config import Config, Data, Diffusion, Optimizer, Run, Sampling, UNet

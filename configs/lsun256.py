@@ -1,8 +1,10 @@
 """LSUN bedroom, church or cat, 256x256: the network and training of Ho et al. 2020, 114 M parameters.
 
 Command:   python train.py lsun256 [--data.name lsun/bedroom | lsun/cat] [--steps 2400000 | 1800000]
-           (the set prepared once by TFDS; it stays on disk and is read as it is needed)
-Hardware:  TPU v3-8 at 2.2 steps/s: church 1.2 M steps, 152 hours; bedroom 2.4 M; cat 1.8 M (Ho et al. 2020, App. B)
+           (the set prepared once by TFDS; it stays on disk and is read as it is needed. The paper mirrors no bedrooms:
+           --data.no-flip)
+Hardware:  TPU v3-8 at 2.2 steps/s: church 1.2 M steps, 152 hours; bedroom 2.4 M (1.15 M for the
+           larger network); cat 1.8 M (Ho et al. 2020, App. B)
 Result:    FID church 7.89, bedroom 6.36 (4.90 with 256 M parameters: --net.features 192), cat 19.75 (Ho et al. 2020,
            Table 3)
 """

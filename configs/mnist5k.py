@@ -3,7 +3,7 @@
 Command:   python train.py mnist5k
 Hardware:  2 CPU cores, about half an hour
 Result:    see the README
-Network:   0.7 M parameters
+Network:   1.1 M parameters
 """
 
 from ddpm_jax.config import Config, Data, Diffusion, Optimizer, Run, Sampling, UNet

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -38,8 +39,7 @@ def with_run(config, **changes):
 
 def same(a, b):
     """Two states are the same, bit for bit."""
-    a, b = jax.device_get((a, b))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(*jax.device_get((a, b)))
 
 
 def test_folder_holds_what_the_readme_promises(tiny_run):
@@ -47,7 +47,7 @@ def test_folder_holds_what_the_readme_promises(tiny_run):
     assert int(state.step) == 8
     assert config_lib.read(workdir / "config.json") == CONFIG
     names = {path.name for path in (workdir / "samples").iterdir()}
-    assert names == {"step_00000004.png", "step_00000008.png", "training.gif"}
+    assert names == {"step_00000004.png", "step_00000008.png", "training.gif", "curves.png"}
     with Image.open(workdir / "samples" / "training.gif") as film:
         assert film.n_frames == 2
     assert list(workdir.glob("events.out.tfevents.*"))
@@ -192,6 +192,26 @@ def test_a_longer_run_goes_on_and_says_what_changed(tiny_run, tmp_path, capsys):
     assert config_lib.read(workdir / "config.json").steps == 10
 
 
+def test_a_dispatch_that_would_miss_every_interval_is_refused(tiny_run, tmp_path):
+    """From a checkpoint at 8, steps of 4 never meet the end at 12 + 2: nothing would ever be saved."""
+    workdir = tmp_path / "odd"
+    shutil.copytree(tiny_run[0], workdir)
+    config = with_run(dataclasses.replace(CONFIG, steps=15), steps_per_dispatch=5, log_every=5, sample_every=5)
+    with pytest.raises(ValueError, match="must divide the 7 steps from the checkpoint at 8 to --steps 15, got 5"):
+        train(with_run(config, checkpoint_every=5), workdir)
+
+
+def test_the_film_of_training_takes_pictures_of_one_size(tiny_run, tmp_path):
+    workdir = tmp_path / "sizes"
+    shutil.copytree(tiny_run[0], workdir)
+    train(with_run(dataclasses.replace(CONFIG, steps=12), num_samples=9), workdir)
+    with (
+        Image.open(workdir / "samples" / "training.gif") as film,
+        Image.open(workdir / "samples" / "step_00000012.png") as newest,
+    ):
+        assert film.size == newest.size
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(ValueError, match="other things in it"):
@@ -203,6 +223,15 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     ("config", "message"),
     [
         (with_run(CONFIG, steps_per_dispatch=3), "--steps must be a multiple of --run.steps-per-dispatch 3, got 8"),
+        (with_run(CONFIG, steps_per_dispatch=0), "--run.steps-per-dispatch must be at least 1, got 0"),
+        (with_run(CONFIG, keep_last=0), "--run.keep-last must be at least 1, got 0"),
+        (with_run(CONFIG, keep_every=-1), "--run.keep-every must be 0 or more, got -1"),
+        (dataclasses.replace(CONFIG, seed=-1), "--seed must lie in"),
+        (
+            dataclasses.replace(CONFIG, sampling=dataclasses.replace(CONFIG.sampling, variance="smal")),
+            "there is no 'smal', did you mean 'small'",
+        ),
+        (dataclasses.replace(CONFIG, sampling=dataclasses.replace(CONFIG.sampling, steps=(5000,))), "5000"),
         (with_run(CONFIG, log_every=0), "--run.log-every must be at least 1, got 0"),
         (with_run(CONFIG, on_nonfinite="stp"), "there is no 'stp', did you mean 'stop'"),
         (dataclasses.replace(CONFIG, steps=0), "--steps must be at least 1, got 0"),

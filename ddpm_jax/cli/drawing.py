@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ddpm_jax import data, files, nets, sampling
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
-from ddpm_jax.training.draw import draw, sampler
+from ddpm_jax.training.draw import draw, sampler, width
 from ddpm_jax.training.run import Parts, num_classes
 
 MOST_IN_GRID = 400
@@ -50,7 +50,7 @@ def images(
     """Draw `num` images; write the grid, and single PNGs and an .npz where asked."""
     if num < 1 or batch_size < 1:
         raise ValueError(f"--num and --batch-size must be at least 1, got {num} and {batch_size}")
-    with _bar(parts, settings, -(-num // min(batch_size, num)), "sampling") as on_step:
+    with _bar(parts, settings, -(-num // width(parts, num, batch_size)), "sampling") as on_step:
         drawn, _ = draw(
             parts,
             params,
@@ -118,6 +118,18 @@ def denoising(
     print(f"wrote {still} and {film}")
 
 
+def halfway(parts: Parts, settings: Sampling, t: int | None) -> int:
+    """The index, among the steps that are visited, from which images are interpolated; the middle one for None.
+
+    Raises:
+        ValueError: if t isn't one of them.
+    """
+    steps = sampler(settings, parts.schedule)[0].num_steps
+    if t is not None and not 0 <= t < steps:
+        raise ValueError(f"--interpolate-from must lie in 0 .. {steps - 1}, got {t}")
+    return steps // 2 if t is None else t
+
+
 def interpolation(
     parts: Parts,
     params: Any,
@@ -126,13 +138,12 @@ def interpolation(
     pairs: int,
     seed: int,
     settings: Sampling,
-    t: int | None,
+    t: int,
     num: int = 9,
 ) -> None:
     """Write OUT_interpolation.png: real images at both ends, between them what their mixed noised versions become."""
     config = parts.config
     schedule, step = sampler(settings, parts.schedule)
-    t = schedule.num_steps // 2 if t is None else t
     batch = data.batch_at(data.load(config.data), seed=seed, step=0, batch_size=2 * pairs)
     classes = num_classes(config)
     rows = []

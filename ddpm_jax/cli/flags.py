@@ -116,8 +116,10 @@ def _unbox(text: str) -> str:
     return "; ".join(said)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], *, stopped: str = "stopped") -> None:
     """Call main(arguments); an error that the user can mend ends the program with one line and status 2.
+
+    `stopped` is what Ctrl-C says.
 
     With DDPM_JAX_TRACEBACK=1 in the environment the whole traceback is shown.
     """
@@ -125,9 +127,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
+        print(f"\n{program}: {stopped}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("DDPM_JAX_TRACEBACK"):
             raise
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)

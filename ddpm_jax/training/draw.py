@@ -31,6 +31,11 @@ def sampler(settings: Sampling, schedule: Schedule) -> tuple[Schedule, Step]:
     return schedule, make(variance=settings.variance, eta=settings.eta)
 
 
+def width(parts: Parts, num: int, batch_size: int) -> int:
+    """Images at once: no more than asked for, rounded up to what the devices divide."""
+    return -(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size
+
+
 def draw(
     parts: Parts,
     params: Any,
@@ -55,8 +60,6 @@ def draw(
         known = f"0 .. {classes - 1}" if classes else "none, for it was trained without classes"
         raise ValueError(f"label must be a class of the network ({known}), got {label}")
     schedule, step = sampler(settings, parts.schedule)
-    # Previews are as wide as the batch that the mesh divides.
-    batch_size = -(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size
     labels = np.arange(num) % classes if classes and label is None else np.full(num, label or 0)
     return sample_path(
         jax.random.key(seed),
@@ -64,7 +67,7 @@ def draw(
         schedule,
         shape=parts.config.data.shape,
         num=num,
-        batch_size=batch_size,
+        batch_size=width(parts, num, batch_size),
         step=step,
         prediction=parts.config.diffusion.prediction,
         clip=settings.clip,

@@ -14,10 +14,12 @@ from ddpm_jax import data
 from ddpm_jax.config import Config
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.record import Source
+from ddpm_jax.figures import plots
 from ddpm_jax.training import checkpoint, report
 from ddpm_jax.training import mesh as mesh_lib
+from ddpm_jax.training.draw import sampler
 from ddpm_jax.training.preview import preview, progress
-from ddpm_jax.training.run import Parts, build, make_loss, num_classes
+from ddpm_jax.training.run import ON_NONFINITE, Parts, build, make_loss, num_classes
 from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep, make_step
 
@@ -41,8 +43,9 @@ def train(config: Config, workdir: Path) -> State:
         NonFiniteLossError: if a loss isn't finite and run.on_nonfinite is "stop".
     """
     parts = build(config)
-    _check_intervals(config)
+    _check_numbers(config)
     mesh_lib.check_batch(config.batch_size, parts.mesh)
+    sampler(config.sampling, parts.schedule)  # what sample.py would refuse later is refused now
     source = data.load(config.data)
     _check_labels(config, source)
     _claim(config, workdir)
@@ -65,6 +68,11 @@ def _steps(
 ) -> State:
     config, run = parts.config, parts.config.run
     start = int(state.step)
+    if max(config.steps - start, 0) % run.steps_per_dispatch:
+        raise ValueError(
+            f"--run.steps-per-dispatch must divide the {config.steps - start} steps from the checkpoint at {start} to "
+            f"--steps {config.steps}, got {run.steps_per_dispatch}"
+        )
     key = jax.random.key(config.seed + 1)  # the parameters were drawn from the seed itself
     rate = learning_rate(config.optimizer, config.steps)
     recent, since = [], time.perf_counter()
@@ -91,12 +99,15 @@ def _steps(
                 )
                 recent, since = [], now
             pause = time.perf_counter()
-            if ends or done % run.checkpoint_every == 0:
-                checkpoint.save(manager, state)
+            # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
                 preview(parts, state.ema, done, workdir)
+            if ends or done % run.checkpoint_every == 0:
+                checkpoint.save(manager, state)
             since += time.perf_counter() - pause  # pictures don't count against images/s
     progress(workdir)
+    if lines := report.read(workdir):
+        plots.save(plots.curves(lines), workdir / "samples" / "curves.png")
     return state
 
 
@@ -126,7 +137,7 @@ def _batches(parts: Parts, source: Source, start: int) -> Iterator[Iterator[Batc
 
 def _stop_if_nonfinite(config: Config, recent: list, done: int, manager: checkpoint.Manager) -> None:
     found = report.first_nonfinite(recent)
-    if found is None or config.run.on_nonfinite == "skip":
+    if found is None or not ON_NONFINITE[config.run.on_nonfinite]:
         return
     bad = done - len(recent) * config.run.steps_per_dispatch + found + 1
     manager.wait_until_finished()
@@ -147,20 +158,29 @@ def _intervals(config: Config) -> dict[str, int]:
     }
 
 
-def _check_intervals(config: Config) -> None:
-    """Everything happens between dispatches, so every interval is a whole number of them."""
-    several = config.run.steps_per_dispatch
-    counts = {"--steps": config.steps, "--run.steps-per-dispatch": several, **_intervals(config)}
+def _check_numbers(config: Config) -> None:
+    """Counts are counts; and everything happens between dispatches, so every interval is a whole number of them."""
+    run = config.run
+    several = {"--steps": config.steps, **_intervals(config)}
+    counts = {
+        "--run.steps-per-dispatch": run.steps_per_dispatch,
+        "--run.num-samples": run.num_samples,
+        "--run.preview-steps": run.preview_steps,
+        "--run.keep-last": run.keep_last,
+        **several,
+    }
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-        if value % several:
-            raise ValueError(f"{name} must be a multiple of --run.steps-per-dispatch {several}, got {value}")
-    if config.run.num_samples < 1 or config.run.preview_steps < 1:
-        raise ValueError(
-            "--run.num-samples and --run.preview-steps must be at least 1, "
-            f"got {config.run.num_samples} and {config.run.preview_steps}"
-        )
+    for name, value in several.items():
+        if value % run.steps_per_dispatch:
+            raise ValueError(
+                f"{name} must be a multiple of --run.steps-per-dispatch {run.steps_per_dispatch}, got {value}"
+            )
+    if run.keep_every < 0:
+        raise ValueError(f"--run.keep-every must be 0 or more, got {run.keep_every}")
+    if not 0 <= config.seed < 2**32 - 1:
+        raise ValueError(f"--seed must lie in 0 .. 2^32 - 2, got {config.seed}")
 
 
 def _check_labels(config: Config, source: Source) -> None:

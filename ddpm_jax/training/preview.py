@@ -31,7 +31,9 @@ def progress(workdir: Path, *, most: int = 100) -> Path | None:
     if len(files) < 2:
         return None
     files = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, min(most, len(files)))})]
-    frames = np.stack([_read(file) for file in files])
+    frames = [_read(file) for file in files]
+    # A run that went on with other previews has pictures of several sizes: the newest decides.
+    frames = np.stack([frame for frame in frames if frame.shape == frames[-1].shape])
     path = workdir / "samples" / "training.gif"
     pictures.save_gif(path, frames)
     return path

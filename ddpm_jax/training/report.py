@@ -47,7 +47,8 @@ def open_log(workdir: Path, start: int) -> Iterator[Callable[[int, Values], None
     What an earlier run wrote past step `start` is dropped: those steps are about to be taken again.
     """
     path = workdir / "metrics.jsonl"
-    files.write(path, "".join(line for line in read_lines(path) if json.loads(line)["step"] <= start).encode())
+    kept = [json.dumps(line) + "\n" for line in read(workdir) if line["step"] <= start]
+    files.write(path, "".join(kept).encode())
     with path.open("a") as lines, contextlib.closing(SummaryWriter(str(workdir), purge_step=start + 1)) as events:
 
         def write(step: int, values: Values) -> None:
@@ -60,8 +61,8 @@ def open_log(workdir: Path, start: int) -> Iterator[Callable[[int, Values], None
         yield write
 
 
-def read_lines(path: Path) -> list[str]:
-    """The whole lines of a file; one that a kill cut short is no line."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def read(workdir: Path) -> list[Values]:
+    """The lines of metrics.jsonl, of which a kill may have cut the last one short."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -18,11 +18,13 @@ from ddpm_jax.diffusion.loss import LossTerms, loss
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.weightings import WEIGHTINGS
-from ddpm_jax.sampling.steps import SAMPLERS
 from ddpm_jax.training import checkpoint
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
 from ddpm_jax.training.step import LossFn
+
+ON_NONFINITE = {"stop": True, "skip": False}
+"""Does a loss that isn't finite end the run?"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,7 @@ def build(config: Config) -> Parts:
     """
     config_lib.pick(dict.fromkeys(PREDICTIONS), config.diffusion.prediction, "--diffusion.prediction")
     config_lib.pick(WEIGHTINGS, config.diffusion.weighting, "--diffusion.weighting")
-    config_lib.pick(SAMPLERS, config.sampling.sampler, "sampler")
-    config_lib.pick({"stop": 0, "skip": 0}, config.run.on_nonfinite, "--run.on-nonfinite")
+    config_lib.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
     parts = Parts(
         config=config,
         schedule=schedules.build(config.diffusion),
