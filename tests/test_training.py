@@ -16,10 +16,12 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 from ddpm_jax import config as config_lib
+from ddpm_jax import data
 from ddpm_jax.cli.flags import load_preset
 from ddpm_jax.config import NoiseNet
 from ddpm_jax.training import checkpoint, run
 from ddpm_jax.training.loop import NonFiniteLossError, train
+from ddpm_jax.training.step import make_step
 
 CONFIG = load_preset(str(TINY))
 
@@ -129,6 +131,17 @@ def test_steps_per_dispatch_do_not_change_the_run(tiny_run, tmp_path):
     train(with_run(CONFIG, steps_per_dispatch=2), tmp_path / "two")
     one, two = ([line["loss"] for line in records(folder)] for folder in (tiny_run[0], tmp_path / "two"))
     np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("net", [CONFIG.net, NoiseNet(init_dim=8, dim_mults=(1, 2))])
+def test_the_step_lowers_for_accelerators_too(net, platform):
+    """Nothing in it is for CPUs only. Compiling needs the accelerator's compiler; lowering doesn't."""
+    parts = run.build(dataclasses.replace(CONFIG, net=net))
+    step = make_step(run.make_loss(parts), parts.optimizer, ema_decay=0.9, num_steps=40, mesh=parts.mesh)
+    batch = data.Batch(images=jax.ShapeDtypeStruct((8, 8, 8, 1), np.float32), labels=None)  # pyright: ignore
+    lowered = step.trace(parts.abstract(), batch, jax.random.key(0)).lower(lowering_platforms=(platform,))
+    assert "stablehlo.convolution" in lowered.as_text()
 
 
 def diverging():
