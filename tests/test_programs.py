@@ -52,7 +52,10 @@ def test_train_without_a_preset_lists_them_all_with_a_line_each(call, capsys):
         (["digits", "--steps", "many"], "--steps"),
         (["--steps", "3"], "the first argument must be a preset, got '--steps'"),
         (["digits", "--diffusion.schedule", "cosin"], "did you mean 'cosine'?"),
-        (["digits", "--diffusion.schedule-args", "beta_edn", "0.1"], "did you mean 'beta_end'?"),
+        (
+            ["digits", "--diffusion.schedule", "linear", "--diffusion.schedule-args", "beta_edn", "1"],
+            "did you mean 'beta_end'?",
+        ),
         (["digits", "--data.source", "digit"], "did you mean 'digits'?"),
         (["digits", "--data.split", "tran"], "train"),
         (["prints", "--data.path", "no/such/folder"], "no/such/folder"),
