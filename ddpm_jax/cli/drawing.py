@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ddpm_jax import data, files, nets, sampling
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
-from ddpm_jax.training.draw import draw, sampler, width
+from ddpm_jax.training.draw import draw, labels_of, sampler, width
 from ddpm_jax.training.run import Parts, num_classes
 
 MOST_IN_GRID = 400
@@ -68,10 +68,9 @@ def images(
             pictures.save_png(singles / f"{i:06d}.png", pictures.to_bytes(image))
         print(f"wrote {num} PNGs into {singles}")
     if npz is not None:
-        classes = num_classes(parts.config)
         arrays = {"images": pictures.to_bytes(drawn)}
-        if classes:
-            arrays["labels"] = np.arange(num) % classes if label is None else np.full(num, label)
+        if (labels := labels_of(parts, num, label)) is not None:
+            arrays["labels"] = labels
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
         files.write(npz, packed.getvalue())

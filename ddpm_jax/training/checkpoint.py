@@ -18,8 +18,8 @@ def open_folder(folder: Path, *, keep_last: int = 3, keep_every: int = 0, read_o
     Args:
         folder: made if it isn't there. What a killed save left behind is cleared away.
         keep_last: how many of the newest stay.
-        read_only: leave everything as it is, a save in progress of another process too.
         keep_every: those whose step is a multiple of it stay too; 0 for none.
+        read_only: leave everything as it is, a save in progress of another process too.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep_last,

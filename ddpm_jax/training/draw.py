@@ -36,6 +36,21 @@ def width(parts: Parts, num: int, batch_size: int) -> int:
     return -(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size
 
 
+def labels_of(parts: Parts, num: int, label: int | None) -> np.ndarray | None:
+    """The class of each of `num` images, int [num]: every class in turn, or `label` for all; None without classes.
+
+    Raises:
+        ValueError: for a label that the network doesn't have.
+    """
+    classes = num_classes(parts.config)
+    if label is not None and not 0 <= label <= classes - 1:
+        known = f"0 .. {classes - 1}" if classes else "none, for it was trained without classes"
+        raise ValueError(f"label must be a class of the network ({known}), got {label}")
+    if not classes:
+        return None
+    return np.arange(num) % classes if label is None else np.full(num, label)
+
+
 def draw(
     parts: Parts,
     params: Any,
@@ -50,17 +65,12 @@ def draw(
 ) -> tuple[np.ndarray, Path]:
     """Images [num, H, W, C] from a run's network, and the Path of `frames` frames; image i depends on (seed, i) only.
 
-    A network with classes draws class i mod num_classes for image i, or `label` for all.
+    A network with classes draws those that `labels_of` says.
 
     Raises:
         ValueError: for a label that the network doesn't have.
     """
-    classes = num_classes(parts.config)
-    if label is not None and not 0 <= label <= classes - 1:
-        known = f"0 .. {classes - 1}" if classes else "none, for it was trained without classes"
-        raise ValueError(f"label must be a class of the network ({known}), got {label}")
     schedule, step = sampler(settings, parts.schedule)
-    labels = np.arange(num) % classes if classes and label is None else np.full(num, label or 0)
     return sample_path(
         jax.random.key(seed),
         nets.denoiser(parts.module, params),
@@ -71,7 +81,7 @@ def draw(
         step=step,
         prediction=parts.config.diffusion.prediction,
         clip=settings.clip,
-        conditions=labels if classes else None,
+        conditions=labels_of(parts, num, label),
         frames=frames,
         sharding=mesh_lib.split(parts.mesh),
         on_step=on_step,
