@@ -1,5 +1,6 @@
 """Train a diffusion model: python train.py PRESET [--workdir DIR] [--steps N] [--batch-size B] ... (--help lists all).
 
+A run's folder in place of a preset goes on with that run, by its own config.
 The same command again goes on from the newest checkpoint.
 """
 

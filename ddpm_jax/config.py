@@ -4,36 +4,13 @@ A preset (`configs/NAME.py`) is one `Config`. Library functions never see it: th
 """
 
 import dataclasses
-import difflib
 import json
-import types
-import typing
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import ClassVar
 
 import tyro
 
-from ddpm_jax import files
-
-T = TypeVar("T")
-
-
-def pick(table: Mapping[str, T], name: str, argument: str) -> T:
-    """Look `name` up in a dict of choices.
-
-    Raises:
-        ValueError: names the argument, the value got, the nearest good one and all the others.
-    """
-    if isinstance(name, str) and name in table:
-        return table[name]
-    raise ValueError(f"{argument}: there is no {name!r}{suggest(name, table)}; choose from {', '.join(table)}")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """', did you mean ...?' for the nearest of the known names, or nothing where none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
+from ddpm_jax import files, records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,15 +43,35 @@ class Diffusion:
     zero_terminal_snr: bool = False
     log_snr_shift: float = 1.0
     """Shift factor s: 2 log s is added to every log-SNR."""
+    time_range: float = 1000.0
+    """The network is told t * time_range / T. 1000, but for published networks of T steps that were told t itself."""
+    learn_schedule: bool = False
+    """Learn the noise schedule with the network (needs objective continuous); `schedule` is where it starts."""
     prediction: str = "eps"
     """eps, x0, v, score, mean or flow."""
+    variance: str = "large"
+    """Of a step back: large (beta), small (the posterior's) or medium:F between them (F = 1 is large); or said by the
+    network, which then has twice the output channels: learned, or learned_range (between small and large)."""
+    objective: str = "simple"
+    """simple (weighted error), hybrid (simple, and the bound for the variance alone), vlb (the bound) or continuous."""
+    vlb_weight: float = 0.001
+    """What the bound counts for in the hybrid, in bits/dim, beside the mean squared error."""
     weighting: str = "simple"
+    """For the simple and the hybrid objective: what a noise level counts for."""
+    draw_t: str = "uniform"
+    """How training draws t: uniform, stratified, antithetic, range, log_normal, logit_normal, second_moment or
+    adaptive."""
+    draw_t_args: tuple[tuple[str, float], ...] = ()
+    """Further arguments of draw_t, as NAME VALUE pairs: --diffusion.draw-t-args mean -1.2 std 1.2"""
+    correct_draw: bool = True
+    """Weigh each image so that the expected loss stays that of a uniform t. Off, the draw is itself a weighting."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNet:
     """The U-Net of Ho et al. 2020 and its kin."""
 
+    kind: ClassVar[str] = "unet"
     features: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     """Width of each level, in units of `features`; each level after the first halves height and width."""
@@ -101,10 +98,56 @@ class UNet:
 class NoiseNet:
     """The network of the "DDPM from scratch" tutorial."""
 
+    kind: ClassVar[str] = "noise_net"
     init_dim: int = 64
     dim_mults: tuple[int, ...] = (1, 2, 4, 8, 16)
     attn_resolutions: tuple[int, ...] = (16,)
     dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADM:
+    """The U-Net of improved-diffusion (Nichol & Dhariwal 2021) and guided-diffusion (Dhariwal & Nichol 2021)."""
+
+    kind: ClassVar[str] = "adm"
+    features: int = 128
+    multipliers: tuple[float, ...] = (1.0, 2.0, 2.0, 2.0)
+    """Width of each level, in units of `features`; each level after the first halves height and width."""
+    num_res_blocks: int = 3
+    attention_levels: tuple[int, ...] = (1, 2)
+    num_heads: int = 4
+    head_features: int = 0
+    """Channels of each head, which then decides how many there are; 0 for num_heads of them."""
+    qkv_by_head: bool = True
+    """The projection's channels stand by head, then by q, k, v; off, by q, k, v, then by head (ADM's 64x64 network)."""
+    dropout: float = 0.0
+    num_classes: int = 0
+    """Classes to condition on; 0 for none."""
+    label_dropout: float = 0.0
+    """How often training hides the class. 0 keeps no class for "no class", as the published networks don't."""
+    scale_shift_norm: bool = True
+    """The embedding scales and shifts the second norm of a block, rather than being added before it."""
+    resblock_updown: bool = False
+    """Blocks halve and enlarge, rather than convolutions."""
+    dtype: str = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDM:
+    """The network of variational diffusion models (Kingma et al. 2021): one resolution, many blocks."""
+
+    kind: ClassVar[str] = "vdm"
+    features: int = 128
+    num_blocks: int = 32
+    """Blocks on the way down; there is one more on the way up."""
+    attention: bool = False
+    """Attend after every block, rather than in the middle only."""
+    fourier: tuple[int, ...] = (6, 7)
+    """The input is seen through sine and cosine of 2 pi 2^n x, too, for each n of these."""
+    dropout: float = 0.1
+    dtype: str = "float32"
+    remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +180,8 @@ class Sampling:
     """How many steps of the schedule to visit; several numbers for as many sections; empty for all."""
     spacing: str = "even"
     """Which steps: even, ddim or trailing."""
-    variance: str = "large"
-    """For ddpm: large (beta) or small (the posterior's)."""
+    variance: str = ""
+    """For ddpm: large, small, medium:F, learned or learned_range; empty for the run's own, diffusion.variance."""
     eta: float = 0.0
     """For ddim: 0 is deterministic, 1 as noisy as ddpm with the small variance."""
     clip: bool = True
@@ -174,72 +217,15 @@ class Config:
     batch_size: int = 128
     data: Data = Data()
     diffusion: Diffusion = Diffusion()
-    net: tyro.conf.AvoidSubcommands[UNet | NoiseNet] = UNet()
+    net: tyro.conf.AvoidSubcommands[UNet | NoiseNet | ADM | VDM] = UNet()
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
     run: Run = Run()
 
 
-KINDS = {"unet": UNet, "noise_net": NoiseNet}
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain dicts, lists, numbers and strings; a network carries its kind."""
-    plain = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        plain[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else _listed(value)
-    for kind, cls in KINDS.items():
-        if type(config) is cls:
-            plain = {"kind": kind, **plain}
-    return plain
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, tuple) else value
-
-
-def from_dict(plain: Mapping[str, Any], cls: type[T] = Config, where: str = "config") -> T:
-    """Read what `to_dict` wrote; a field that is missing takes its default.
-
-    Raises:
-        ValueError: for a field that doesn't exist (with the nearest that does) or a value of the wrong type.
-    """
-    if not isinstance(plain, Mapping):
-        raise ValueError(f"{where} must be an object, got {plain!r}")
-    hints = typing.get_type_hints(cls)
-    for name in plain:
-        if name not in hints:
-            raise ValueError(f"{where}.{name}: there is no such field{suggest(name, hints)}")
-    return cls(**{name: _read(value, hints[name], f"{where}.{name}") for name, value in plain.items()})
-
-
-def _read(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be an object, got {value!r}")
-        cls = pick(KINDS, value.get("kind", ""), f"{where}.kind")
-        return from_dict({k: v for k, v in value.items() if k != "kind"}, cls, where)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(value, typing.cast(type, hint), where)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} must be a list, got {value!r}")
-        inner = typing.get_args(hint)
-        inner = [inner[0]] * len(value) if inner[-1] is ... else inner
-        if len(inner) != len(value):
-            raise ValueError(f"{where} must have {len(inner)} entries, got {value!r}")
-        return tuple(_read(v, h, where) for v, h in zip(value, inner, strict=True))
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ValueError(f"{where} must be {hint.__name__}, got {value!r}")
-    return value
-
-
 def write(config: Config, path: Path) -> None:
     """Write config.json whole or not at all."""
-    files.write(path, (json.dumps(to_dict(config), indent=1) + "\n").encode())
+    files.write(path, (json.dumps(records.to_dict(config), indent=1) + "\n").encode())
 
 
 def read(path: Path) -> Config:
@@ -252,19 +238,6 @@ def read(path: Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no run's folder: it has no {path.name} (train.py writes one)")
     try:
-        return from_dict(json.loads(path.read_text()), where=path.name)
+        return records.from_dict(json.loads(path.read_text()), Config, path.name)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-
-
-def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configs differ, by dotted name: {"net.features": (32, 64)}."""
-    old, new = (to_dict(x) if dataclasses.is_dataclass(x) else x for x in (old, new))
-    found = {}
-    for name in {**old, **new}:
-        a, b, dotted = old.get(name), new.get(name), f"{where}{name}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            found |= differences(a, b, dotted + ".")
-        elif a != b:
-            found[dotted] = (a, b)
-    return found

@@ -1,6 +1,7 @@
 """Configs through JSON and back, and what is said about a config that is wrong."""
 
 import dataclasses
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from ddpm_jax import config as config_lib
-from ddpm_jax.config import Config, Data, Diffusion, NoiseNet, Sampling, UNet, from_dict, pick, suggest, to_dict
+from ddpm_jax import records
+from ddpm_jax.config import Config, Data, Diffusion, NoiseNet, Sampling, UNet
+from ddpm_jax.records import pick, suggest, to_dict
 
+from_dict = functools.partial(records.from_dict, cls=Config, where="config")
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 CONFIGS = {
     "default": Config(),
@@ -54,7 +58,7 @@ def test_missing_fields_take_their_defaults():
         ({"optimizer": {"learning_rat": 1.0}}, "config.optimizer.learning_rat: .* did you mean 'learning_rate'?"),
         ({"net": {"kind": "unet", "widht": 1}}, "config.net.widht: there is no such field"),
         ({"net": {"kind": "unte"}}, "config.net.kind: there is no 'unte', did you mean 'unet'?"),
-        ({"net": {"features": 3}}, "config.net.kind: there is no ''; choose from unet, noise_net"),
+        ({"net": {"features": 3}}, "config.net.kind: there is no ''; choose from unet, noise_net, adm, vdm"),
         ({"net": {"kind": 5}}, "config.net.kind: there is no 5; choose from"),
         ({"net": {"kind": []}}, r"config.net.kind: there is no \[\]; choose from"),
         ({"net": "unet"}, "config.net must be an object, got 'unet'"),
@@ -95,14 +99,14 @@ def test_differences_are_named_with_dots():
     old = Config()
     new = dataclasses.replace(old, seed=3, net=UNet(features=64), data=Data(shape=(8, 8, 3)))
     expected = {"seed": (0, 3), "net.features": (128, 64), "data.shape": ([8, 8, 1], [8, 8, 3])}
-    assert config_lib.differences(old, new) == expected
-    assert config_lib.differences(old, old) == {}
+    assert records.differences(old, new) == expected
+    assert records.differences(old, old) == {}
     # What was read back from JSON is no different.
-    assert config_lib.differences(json.loads(json.dumps(to_dict(old))), new) == expected
+    assert records.differences(json.loads(json.dumps(to_dict(old))), new) == expected
 
 
 def test_another_network_differs_in_its_kind():
-    found = config_lib.differences(Config(), Config(net=NoiseNet()))
+    found = records.differences(Config(), Config(net=NoiseNet()))
     assert found["net.kind"] == ("unet", "noise_net")
     assert found["net.features"] == (128, None)
     assert all(name.startswith("net.") for name in found)

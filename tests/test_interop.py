@@ -1,6 +1,6 @@
 """Published weights: the same numbers as PyTorch's, and nothing half-loaded.
 
-`golden/` holds weights, inputs and outputs of PyTorch 2.13 on CPU in float32.
+`golden/` holds weights, inputs and outputs of PyTorch 2.13 on CPU in float32; diffusers_options is of diffusers 0.42.
 """
 
 import json
@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_torch_file import storage, tensor, zipped
 
-from ddpm_jax.interop import diffusers, noise_net
+from ddpm_jax.interop import diffusers, noise_net, unet2d
 
 GOLDEN = Path(__file__).parent / "golden"
 LOADERS = {"noise_net": noise_net.load, "diffusers_unet2d": diffusers.load}
 BOTH = pytest.mark.parametrize("name", LOADERS)
+# For what runs once, compiling takes longer than running.
+QUICK = {"xla_backend_optimization_level": 1}
 # Settings of the published checkpoints as their config.json has them; widths made 1/4.
 CELEBA_256 = {
     "_class_name": "UNet2DModel",
@@ -28,6 +31,16 @@ CELEBA_256 = {
     "layers_per_block": 2,
     "sample_size": 256,
 }
+
+
+def write_bin(path, tensors):
+    """What torch.save writes of a state dict."""
+    value, records = {}, {"byteorder": b"little", "version": b"3\n"}
+    for i, (name, kept) in enumerate(tensors.items()):
+        strides = tuple(stride // kept.itemsize for stride in kept.strides)
+        value[name] = tensor(0, kept.shape, strides, storage(str(i), kept.size))
+        records[f"data/{i}"] = kept.tobytes()
+    return zipped(path, value, records)
 
 
 @pytest.fixture
@@ -46,12 +59,32 @@ def copy(tmp_path):
     return make
 
 
+@pytest.fixture
+def pipeline(tmp_path):
+    """The golden network as a pipeline is laid out."""
+    folder = tmp_path / "pipeline"
+    (folder / "unet").mkdir(parents=True)
+    shutil.copy(GOLDEN / "diffusers_unet2d.json", folder / "unet" / "config.json")
+    shutil.copy(GOLDEN / "diffusers_unet2d.safetensors", folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
 @BOTH
 def test_outputs_agree_with_pytorch(name):
     module, variables = LOADERS[name](GOLDEN / name)
     case = np.load(GOLDEN / f"{name}.npz")
-    output = jax.jit(module.apply)(variables, case["x_t"], case["t"])
+    output = jax.jit(module.apply, compiler_options=QUICK)(variables, case["x_t"], case["t"])
     np.testing.assert_allclose(output, case["output"], rtol=0, atol=2e-5)
+
+
+def test_outputs_agree_with_pytorch_for_the_rarer_settings():
+    """Heads, groups, scale_shift, blocks that resize, classes, twice the outputs, images that aren't square."""
+    module, variables = diffusers.load(GOLDEN / "diffusers_options")
+    wanted = {"num_heads": 2, "groups": 4, "num_classes": 3, "scale_shift_norm": True, "resblock_updown": True}
+    assert {name: getattr(module, name) for name in wanted} == wanted
+    case = np.load(GOLDEN / "diffusers_options.npz")
+    output = jax.jit(module.apply, compiler_options=QUICK)(variables, case["x_t"], case["t"], case["labels"])
+    np.testing.assert_allclose(output, case["output"], rtol=0, atol=5e-6)
 
 
 @BOTH
@@ -69,6 +102,30 @@ def test_a_folder_of_the_hub_and_a_prefix_are_read_alike(tmp_path):
     (module, variables), (again, same) = diffusers.load(tmp_path), diffusers.load(GOLDEN / "diffusers_unet2d")
     assert module == again
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, same))
+
+
+def test_a_pipelines_folder_is_read_from_its_unet(pipeline):
+    (module, variables), (again, same) = diffusers.load(pipeline), diffusers.load(GOLDEN / "diffusers_unet2d")
+    assert module == again
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, same))
+
+
+def test_weights_in_a_bin_are_read_where_there_is_no_safetensors(pipeline):
+    kept, older = diffusers.weights_file(pipeline), pipeline / "unet" / "diffusion_pytorch_model.bin"
+    _, wanted = diffusers.load(pipeline)
+    write_bin(older, safetensors.numpy.load_file(kept))
+    assert diffusers.weights_file(pipeline) == kept
+    kept.unlink()
+    assert diffusers.weights_file(pipeline) == older
+    assert jax.tree.all(jax.tree.map(np.array_equal, diffusers.load(pipeline)[1], wanted))
+
+
+def test_a_pipeline_of_more_than_a_network_is_refused(pipeline):
+    """Latent diffusion: what the network makes are no images."""
+    index = {"unet": ["diffusers", "UNet2DModel"], "vqvae": ["diffusers", "VQModel"], "safety_checker": [None, None]}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"model_index.json must list a unet and a scheduler alone, got unet, vqvae$"):
+        diffusers.load(pipeline)
 
 
 def test_the_old_names_of_attention_are_read_as_the_new(copy):
@@ -89,12 +146,11 @@ def test_the_old_names_of_attention_are_read_as_the_new(copy):
 def test_the_256_networks_settings_are_ours(tmp_path):
     """google/ddpm-celebahq-256: six levels, attention at 16 x 16, the fifth of them."""
     plain = {**json.loads((GOLDEN / "diffusers_unet2d.json").read_text()), **CELEBA_256}
-    settings = diffusers._read_settings(plain, tmp_path)
-    module, tops = diffusers._module(settings), diffusers._tops(5, 2)
-    assert (module.multipliers, module.attention_levels) == ((1, 1, 2, 2, 4, 4), (4,))
-    plan = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))["params"]
-    assert plan.keys() <= tops.keys()
-    assert tops["up4_block2_attention"] == "up_blocks.1.attentions.2"
+    net = unet2d.net(unet2d.read(plain, tmp_path), tmp_path)
+    assert (net.multipliers, net.attention_levels) == ((1, 1, 2, 2, 4, 4), (4,))
+    rename = diffusers._renamer(net)
+    assert rename(["up4_block2_attention", "q", "kernel"]) == "up_blocks.1.attentions.2.to_q.weight"
+    assert rename(["down0_resize", "bias"]) == "down_blocks.0.downsamplers.0.conv.bias"
 
 
 NAME = {"noise_net": "ups.1.attn.to_qkv.weight", "diffusers_unet2d": "up_blocks.0.attentions.1.to_q.weight"}
@@ -153,13 +209,29 @@ def test_settings_that_are_no_json_object_are_refused(name, text, message, copy)
         ({"freq_shift": 0}, "freq_shift must be 1, got 0$"),
         ({"downsample_padding": 1}, "downsample_padding must be 0, got 1$"),
         ({"norm_eps": 1e-5}, "norm_eps must be 1e-06, got 1e-05$"),
-        ({"norm_num_groups": 16}, "norm_num_groups must be 32, got 16$"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift must be 'default', got 'scale_shift'$"),
-        ({"attention_head_dim": 8}, "attention_head_dim must be None, got 8$"),
+        ({"norm_num_groups": 24}, r"must be multiples of norm_num_groups 24 and of the first, got \[32, 64\]$"),
+        ({"norm_num_groups": 0}, "must be multiples of norm_num_groups 0"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups must be norm_num_groups 32, got None$"),
+        ({"resnet_time_scale_shift": "spatial"}, "there is no 'spatial'; choose from default, scale_shift$"),
+        ({"attn_norm_num_groups": 16}, "attn_norm_num_groups must be norm_num_groups 32, got 16$"),
+        ({"attention_head_dim": 24}, r"split the attending widths \[64\] into equally many heads, got 24$"),
+        (
+            {
+                "attention_head_dim": 8,
+                "down_block_types": ["AttnDownBlock2D"] * 2,
+                "up_block_types": ["AttnUpBlock2D"] * 2,
+            },
+            r"split the attending widths \[32, 64\] into equally many heads, got 8$",
+        ),
+        ({"upsample_type": "resnet"}, "all levels must be resized alike, got .*with upsample_type 'resnet'$"),
+        ({"downsample_type": "resnt"}, "downsample_type: there is no 'resnt', did you mean 'resnet'"),
+        ({"num_class_embeds": 1}, "num_class_embeds must be at least 2, got 1$"),
+        ({"class_embed_type": "timestep"}, "class_embed_type must be None, got 'timestep'$"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name must be 'UNet2DModel', got 'UNet2DConditionModel'$"),
         ({"down_block_types": ["DownBlock2D", "AttnDownBlok2D"]}, "down_block_types: .*did you mean 'AttnDownBlock2D'"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types must attend where down_block_types do"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types must have 2 entries"),
-        ({"block_out_channels": [32, 48]}, r"block_out_channels must be multiples of 32 .*, got \[32, 48\]"),
+        ({"block_out_channels": [32, 48]}, r"block_out_channels must be multiples of .* 32 .*, got \[32, 48\]"),
         ({"block_out_channels": "32"}, "block_out_channels must be a list, got '32'"),
         ({"layers_per_blok": 2}, "layers_per_blok: there is no such field, did you mean 'layers_per_block'"),
     ],

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_jax"
 ORDER = (
     ("types", "files"),
+    ("records",),
     ("config",),
     ("diffusion",),
     ("nets",),
@@ -81,7 +82,7 @@ def test_every_module_imports_only_what_stands_before_it():
         ("diffusion/loss.py", "from ddpm_jax.nets import UNet", "a step back"),
         ("diffusion/loss.py", "import ddpm_jax.sampling.loop", "a step back"),
         ("nets/unet.py", "from ddpm_jax import sampling", "a step back"),
-        ("types.py", "from ddpm_jax.config import pick", "a step back"),
+        ("types.py", "from ddpm_jax.records import pick", "a step back"),
         ("types.py", "from ddpm_jax import files", "stands beside it"),
         ("sampling/loop.py", "def late():\n    from ddpm_jax.training.mesh import make", "a step back"),
         ("sampling/loop.py", "from ..training import mesh", "a step back"),

@@ -9,6 +9,7 @@ from ddpm_jax.diffusion import schedules
 from ddpm_jax.diffusion.forward import q_sample
 from ddpm_jax.diffusion.loss import loss
 from ddpm_jax.diffusion.parameterization import PREDICTIONS, target
+from ddpm_jax.diffusion.timesteps import Draw
 
 LINEAR = schedules.linear()
 KEY = jax.random.key(0)
@@ -93,23 +94,20 @@ def test_the_weighting_is_read_at_the_images_own_log_snr():
 
 
 def test_another_draw_of_t_brings_its_importance():
-    def high(key, num_steps, batch_size):
-        del key
-        return jnp.full(batch_size, num_steps - 1), jnp.full(batch_size, 0.25)
-
-    value, terms = loss(KEY, LINEAR, zero, X_0, draw_t=high)
-    np.testing.assert_array_equal(terms.t, np.full(2048, 999))
-    np.testing.assert_allclose(terms.loss, 0.25 * terms.mse, rtol=1e-6)
-    assert float(value) == pytest.approx(0.25, rel=0.05)
+    low = Draw(probabilities=lambda schedule, history: jnp.where(jnp.arange(schedule.num_steps) < 4, 1.0, 0.0))
+    value, terms = loss(KEY, LINEAR, zero, X_0, draw_t=low)
+    assert set(np.asarray(terms.t).tolist()) == {0, 1, 2, 3}
+    np.testing.assert_allclose(terms.loss, 0.004 * terms.mse, rtol=1e-6)
+    assert float(value) == pytest.approx(0.004, rel=0.05)
+    np.testing.assert_allclose(terms.objective, terms.mse, rtol=1e-6)
+    _, left = loss(KEY, LINEAR, zero, X_0, draw_t=low, correct_draw=False)
+    np.testing.assert_allclose(left.loss, terms.mse, rtol=1e-6)
 
 
 def test_gradients_are_finite_where_the_signal_is_gone():
     schedule = schedules.zero_terminal_snr(LINEAR)
 
-    def last(key, num_steps, batch_size):
-        del key
-        return jnp.full(batch_size, num_steps - 1), jnp.ones(batch_size)
-
+    last = Draw(probabilities=lambda schedule, history: jnp.where(jnp.arange(schedule.num_steps) == 999, 1.0, 0.0))
     for prediction in ("eps", "score", "mean", "v"):
         slope = jax.grad(lambda w, p: loss(KEY, schedule, lambda x, _: w * x, X_0[:4], prediction=p, draw_t=last)[0])(
             0.5, prediction

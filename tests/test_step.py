@@ -13,11 +13,11 @@ from ddpm_jax.training.state import fresh
 from ddpm_jax.training.step import make_step
 
 
-def squared(key, params, batch):
+def squared(key, trained, batch, history):
     """Mean of (w - x)^2; t counts 0, 1, 2, ... so that every quarter of T = 8 gets its share."""
-    del key
-    terms = jnp.square(params["w"] - batch.images[:, 0])
-    return terms.mean(), LossTerms(loss=terms, mse=terms, t=jnp.arange(len(terms)) % 8)
+    del key, history
+    terms = jnp.square(trained["net"]["w"] - batch.images[:, 0])
+    return terms.mean(), LossTerms(loss=terms, objective=terms, mse=terms, t=jnp.arange(len(terms)) % 8)
 
 
 def step_and_state(steps_per_dispatch=1, loss=squared):
@@ -71,8 +71,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad):
 
 
 def test_every_step_has_a_key_of_its_own():
-    def noisy(key, params, batch):
-        return squared(key, params, Batch(images=jax.random.normal(key, (4, 1)) + 0 * batch.images, labels=None))
+    def noisy(key, trained, batch, history):
+        images = jax.random.normal(key, (4, 1)) + 0 * batch.images
+        return squared(key, trained, Batch(images=images, labels=None), history)
 
     step, state = step_and_state(loss=noisy)
     losses = []

@@ -18,12 +18,13 @@ from PIL import Image
 from ddpm_jax import config as config_lib
 from ddpm_jax import data
 from ddpm_jax.cli.flags import load_preset
-from ddpm_jax.config import NoiseNet
+from ddpm_jax.config import Diffusion, NoiseNet
 from ddpm_jax.training import checkpoint, run
 from ddpm_jax.training.loop import NonFiniteLossError, train
 from ddpm_jax.training.step import make_step
 
 CONFIG = load_preset(str(TINY))
+FIXED = Diffusion(num_steps=40)
 
 
 def records(workdir):
@@ -137,8 +138,9 @@ def test_steps_per_dispatch_do_not_change_the_run(tiny_run, tmp_path):
 @pytest.mark.parametrize("net", [CONFIG.net, NoiseNet(init_dim=8, dim_mults=(1, 2))])
 def test_the_step_lowers_for_accelerators_too(net, platform):
     """Nothing in it is for CPUs only. Compiling needs the accelerator's compiler; lowering doesn't."""
-    parts = run.build(dataclasses.replace(CONFIG, net=net))
-    step = make_step(run.make_loss(parts), parts.optimizer, ema_decay=0.9, num_steps=40, mesh=parts.mesh)
+    parts = run.build(dataclasses.replace(CONFIG, net=net, diffusion=CONFIG.diffusion if net is CONFIG.net else FIXED))
+    options = {"num_steps": 40, "mesh": parts.mesh, "remember": run.make_remember(parts)}
+    step = make_step(run.make_loss(parts), parts.optimizer, ema_decay=0.9, **options)
     batch = data.Batch(images=jax.ShapeDtypeStruct((8, 8, 8, 1), np.float32), labels=None)  # pyright: ignore
     lowered = step.trace(parts.abstract(), batch, jax.random.key(0)).lower(lowering_platforms=(platform,))
     assert "stablehlo.convolution" in lowered.as_text()
@@ -175,6 +177,7 @@ def test_noise_net_trains_on_a_folder_of_pictures(tmp_path, monkeypatch):
         steps=2,
         data=dataclasses.replace(CONFIG.data, source="folder", path=str(tmp_path / "prints"), shape=(8, 8, 3)),
         net=NoiseNet(init_dim=8, dim_mults=(1, 2), attn_resolutions=(4,)),
+        diffusion=FIXED,
     )
     state = train(config, tmp_path / "run")
     assert int(state.step) == 2
@@ -185,7 +188,7 @@ def test_noise_net_trains_on_a_folder_of_pictures(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"net": dataclasses.replace(CONFIG.net, features=16)}, "net.features: 8 -> 16"),
-        ({"net": NoiseNet(init_dim=8, dim_mults=(1, 2))}, "net.kind: 'unet' -> 'noise_net'"),
+        ({"net": NoiseNet(init_dim=8, dim_mults=(1, 2)), "diffusion": FIXED}, "net.kind: 'unet' -> 'noise_net'"),
         ({"diffusion": dataclasses.replace(CONFIG.diffusion, prediction="v")}, "diffusion.prediction: 'eps' -> 'v'"),
         ({"optimizer": dataclasses.replace(CONFIG.optimizer, name="adamw")}, "optimizer.name: 'adam' -> 'adamw'"),
     ],

@@ -15,7 +15,7 @@ from ddpm_jax import data, files, nets, sampling
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.training.draw import draw, labels_of, sampler, width
-from ddpm_jax.training.run import Parts, num_classes
+from ddpm_jax.training.run import Parts, num_classes, without_class
 
 MOST_IN_GRID = 400
 
@@ -23,7 +23,7 @@ MOST_IN_GRID = 400
 @contextlib.contextmanager
 def _bar(parts: Parts, settings: Sampling, batches: int, title: str) -> Iterator[Callable[[Any], None]]:
     """A progress bar over all steps of all batches, to be called from inside the sampling loop."""
-    steps = sampler(settings, parts.schedule)[0].num_steps
+    steps = sampler(parts, settings)[0].num_steps
     with tqdm(total=steps * batches, desc=title, unit="step") as bar:
 
         def on_step(done: Any) -> None:
@@ -100,7 +100,7 @@ def denoising(
             label=label,
             on_step=on_step,
         )
-    steps = sampler(settings, parts.schedule)[0].num_steps
+    steps = sampler(parts, settings)[0].num_steps
     left = steps - sampling.frame_steps(steps, frames)
     x_t, x_0 = np.asarray(path.x_t), np.asarray(path.x_0)
     shown = np.unique(np.round(np.linspace(0, frames - 1, min(frames, 11))).astype(int))
@@ -123,7 +123,7 @@ def halfway(parts: Parts, settings: Sampling, t: int | None) -> int:
     Raises:
         ValueError: if t isn't one of them.
     """
-    steps = sampler(settings, parts.schedule)[0].num_steps
+    steps = sampler(parts, settings)[0].num_steps
     if t is not None and not 0 <= t < steps:
         raise ValueError(f"--interpolate-from must lie in 0 .. {steps - 1}, got {t}")
     return steps // 2 if t is None else t
@@ -142,9 +142,11 @@ def interpolation(
 ) -> None:
     """Write OUT_interpolation.png: real images at both ends, between them what their mixed noised versions become."""
     config = parts.config
-    schedule, step = sampler(settings, parts.schedule)
+    schedule, step = sampler(parts, settings)
     batch = data.batch_at(data.load(config.data), seed=seed, step=0, batch_size=2 * pairs)
     classes = num_classes(config)
+    if classes and not without_class(config):
+        raise ValueError("--interpolate needs a network that was also trained without its class (--net.label-dropout)")
     rows = []
     for i in tqdm(range(pairs), desc="interpolating", unit="pair"):
         ends = jnp.asarray(batch.images[2 * i : 2 * i + 2])

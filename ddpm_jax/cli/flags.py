@@ -12,7 +12,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ddpm_jax.config import Config, read, suggest
+from ddpm_jax.config import Config, read
+from ddpm_jax.records import suggest
 
 T = TypeVar("T")
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
@@ -57,16 +58,24 @@ def load_preset(name: str) -> Config:
 
 
 def training(args: Sequence[str]) -> tuple[Config, Path]:
-    """The config and folder that train.py's arguments ask for; lists the presets and exits if there is none."""
+    """The config and folder that train.py's arguments ask for; lists the presets and exits if there is none.
+
+    The first argument is a preset, or a run's folder, whose own config is then where the flags start.
+    """
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:16}{line}" for name, line in presets().items()]
+        lines = [f"  {name:18}{line}" for name, line in presets().items()]
         print("python train.py PRESET [--workdir DIR] [--steps N] [--batch-size B] [--seed S] ...")
+        print("python train.py WORKDIR ...    goes on with a run's folder")
         print("\nPresets (PRESET --help lists every flag):", *lines, sep="\n")
         sys.exit(0)
     name, *rest = args
     if name.startswith("-"):
         raise ValueError(f"the first argument must be a preset, got {name!r}; choose from {', '.join(presets())}")
-    default = Training(workdir=Path("runs") / Path(name).stem, config=load_preset(name))
+    if (Path(name) / "config.json").is_file() and name not in presets():
+        workdir, config = run_folder(name)
+        default = Training(workdir=workdir, config=config)
+    else:
+        default = Training(workdir=Path("runs") / Path(name).stem, config=load_preset(name))
     asked = parse(Training, rest, prog=f"train.py {name}", default=default)
     return asked.config, asked.workdir
 

@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from ddpm_jax.config import pick
 from ddpm_jax.data.record import Source
+from ddpm_jax.records import pick
 
 
 def digits(split: str = "train") -> Source:

@@ -9,9 +9,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 from tqdm import tqdm
 
-from ddpm_jax.config import suggest
 from ddpm_jax.data.fit import check_channels, fit_array, fit_file
 from ddpm_jax.data.record import Source
+from ddpm_jax.records import suggest
 
 CHUNK = 1024
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from ddpm_jax.config import Data, pick
+from ddpm_jax.config import Data
 from ddpm_jax.data.arrays import array
 from ddpm_jax.data.fashion import fashion_mnist
 from ddpm_jax.data.folder import folder
 from ddpm_jax.data.packaged import digits, mnist5k
 from ddpm_jax.data.prepared import prepared
 from ddpm_jax.data.record import Source
+from ddpm_jax.records import pick
 
 SOURCES: dict[str, Callable[[Data], Source]] = {
     "digits": lambda data: digits(data.split),

@@ -1,15 +1,27 @@
-"""The training objective: noise-prediction MSE, weighted (Ho et al. 2020, Algorithm 1)."""
+"""The training objectives at a drawn t: weighted error, the bound, and both (Ho et al. 2020, Algorithm 1).
+
+    simple    k(log-SNR) ||eps - eps_hat||^2, whatever is predicted                     (Ho et al. 2020, Eq. 14)
+    vlb       T L_t in bits/dim, unbiased for the bound but for L_T, which nothing trained changes      (Eq. 5)
+    hybrid    simple + vlb_weight T L_t, which teaches the variance only: the mean is held fixed in it
+                                                                              (Nichol & Dhariwal 2021, Eq. 16)
+
+The errors are means over an image's dimensions.
+"""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion import bound, timesteps
 from ddpm_jax.diffusion.forward import q_sample
 from ddpm_jax.diffusion.parameterization import target
+from ddpm_jax.diffusion.reverse import is_learned, split
 from ddpm_jax.diffusion.schedules import Schedule, at
-from ddpm_jax.diffusion.timesteps import DrawT, uniform
+from ddpm_jax.diffusion.timesteps import Draw, History
 from ddpm_jax.diffusion.weightings import Weighting, in_space, simple
+from ddpm_jax.records import pick
 from ddpm_jax.types import Denoiser
 
 
@@ -19,10 +31,69 @@ class LossTerms:
     """What each image brought to the loss, [B] each; the loss is the mean of `loss`."""
 
     loss: jax.Array
-    """Weighted, importance included."""
+    """The objective times the weight of the draw of t."""
+    objective: jax.Array
+    """Before the weight of the draw of t: what a history of losses keeps."""
     mse: jax.Array
     """Mean squared error of the prediction itself, over the image's dimensions."""
     t: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an objective is made of besides the images."""
+
+    prediction: str = "eps"
+    weighting: Weighting = simple
+    variance: str = "large"
+    vlb_weight: float = 0.001
+    bits: int = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A network's output to x_t [B, ..., C] at t [B], and the prediction's mean squared error [B]."""
+
+    schedule: Schedule
+    x_0: jax.Array
+    x_t: jax.Array
+    t: jax.Array
+    output: jax.Array
+    mse: jax.Array
+
+
+Objective = Callable[[Setting, Answer], jax.Array]
+
+
+def _simple(setting: Setting, said: Answer) -> jax.Array:
+    level = at(said.schedule, said.t)
+    coef = level.coef_x0
+    return in_space(setting.weighting, setting.prediction, level.log_snr, posterior_mean_coef_x0=coef) * said.mse
+
+
+def _vlb(setting: Setting, said: Answer) -> jax.Array:
+    bits, _ = bound.term(
+        said.schedule,
+        said.output,
+        said.x_0,
+        said.x_t,
+        said.t,
+        prediction=setting.prediction,
+        variance=setting.variance,
+        bits=setting.bits,
+    )
+    return said.schedule.num_steps * bits
+
+
+def _hybrid(setting: Setting, said: Answer) -> jax.Array:
+    mean, v = split(said.output, said.x_0.shape[-1])
+    if v is None:
+        raise ValueError("the hybrid objective needs a variance of learned or learned_range, got a fixed one")
+    held = dataclasses.replace(said, output=jnp.concatenate([jax.lax.stop_gradient(mean), v], axis=-1))
+    return _simple(setting, said) + setting.vlb_weight * _vlb(setting, held)
+
+
+OBJECTIVES: dict[str, Objective] = {"simple": _simple, "hybrid": _hybrid, "vlb": _vlb}
 
 
 def loss(
@@ -33,33 +104,51 @@ def loss(
     *,
     prediction: str = "eps",
     weighting: Weighting = simple,
-    draw_t: DrawT = uniform,
+    objective: str = "simple",
+    variance: str = "large",
+    vlb_weight: float = 0.001,
+    bits: int = 8,
+    draw_t: Draw | None = None,
+    history: History = (),
+    correct_draw: bool = True,
 ) -> tuple[jax.Array, LossTerms]:
-    """Draw t and eps, noise x_0 [B, ...], and weigh the error of the network's answer.
+    """Draw t and eps, noise x_0 [B, ..., C], and weigh the error of the network's answer.
 
     Args:
         key: decides t and eps.
-        denoise: denoise(x_t, time) -> output like x_t; time is float32 [B] in [0, 1000).
+        denoise: denoise(x_t, time) -> output like x_t, or [B, ..., 2 C] with a variance; time is float32 [B] in
+            [0, 1000).
         prediction: what the output means, one of parameterization.PREDICTIONS.
-        weighting: k(log_snr), the factor on the error of eps, whatever is predicted.
-        draw_t: how t is drawn; see `timesteps`.
+        weighting: k(log_snr), the factor on the error of eps, whatever is predicted; for simple and hybrid.
+        objective: a key of OBJECTIVES.
+        variance: of the step back, for vlb and hybrid; see `reverse.variance`.
+        vlb_weight: what the bound counts for in the hybrid; 0.001 for 1000 steps or 4000.
+        bits: the data's depth, for the bound.
+        draw_t: how t is drawn, see `timesteps`; uniform if not given.
+        history: what draw_t has learned so far.
+        correct_draw: weigh each image so that the expectation is that of a uniform t.
 
     Returns:
         The mean over the batch, and the terms it is the mean of. With the default weighting and prediction that is
         L_simple, E ||eps - eps_hat||^2 per dimension (Ho et al. 2020, Eq. 14).
 
     Raises:
-        ValueError: for an unknown prediction, or an output that isn't shaped like x_0.
+        ValueError: for an unknown choice, an output that isn't shaped like x_0, or a learned variance that isn't in it.
     """
+    of_image = pick(OBJECTIVES, objective, "objective")
+    setting = Setting(prediction=prediction, weighting=weighting, variance=variance, vlb_weight=vlb_weight, bits=bits)
     key_t, key_eps = jax.random.split(key)
-    t, importance = draw_t(key_t, schedule.num_steps, x_0.shape[0])
+    t, importance = timesteps.draw(key_t, draw_t or timesteps.uniform(), schedule, x_0.shape[0], history)
     eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
-    output = denoise(q_sample(schedule, x_0, t, eps), schedule.times[t])
-    if output.shape != x_0.shape:
-        raise ValueError(f"denoise must return the shape of x_0, {x_0.shape}, got {output.shape}")
-    error = output - target(schedule, prediction, x_0, eps, t)
+    x_t = q_sample(schedule, x_0, t, eps)
+    output = denoise(x_t, schedule.times[t])
+    wanted = (*x_0.shape[:-1], 2 * x_0.shape[-1]) if is_learned(variance) else x_0.shape
+    if output.shape != wanted:
+        also = " and of a learned variance beside it" if is_learned(variance) else ""
+        raise ValueError(f"denoise must return the shape of x_0{also}, {wanted}, got {output.shape}")
+    predicted, _ = split(output, x_0.shape[-1])
+    error = predicted - target(schedule, prediction, x_0, eps, t)
     mse = jnp.mean(jnp.square(error).reshape(x_0.shape[0], -1), axis=1)
-    level = at(schedule, t)
-    weight = in_space(weighting, prediction, level.log_snr, posterior_mean_coef_x0=level.coef_x0)
-    terms = LossTerms(loss=importance * weight * mse, mse=mse, t=t)
+    value = of_image(setting, Answer(schedule=schedule, x_0=x_0, x_t=x_t, t=t, output=output, mse=mse))
+    terms = LossTerms(loss=importance * value if correct_draw else value, objective=value, mse=mse, t=t)
     return jnp.mean(terms.loss), terms

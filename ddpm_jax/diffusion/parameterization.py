@@ -22,8 +22,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.config import pick
 from ddpm_jax.diffusion.schedules import NoiseLevel, Schedule, at
+from ddpm_jax.records import pick
 from ddpm_jax.types import Images, Steps, checked, per_image
 
 Parts = tuple[jax.Array, jax.Array]
@@ -84,6 +84,11 @@ def _level(schedule: Schedule, t: jax.Array, x: jax.Array) -> NoiseLevel:
     return jax.tree.map(lambda table: per_image(table, x), at(schedule, t))
 
 
+def target_at(level: NoiseLevel, prediction: str, x_0: jax.Array, eps: jax.Array) -> jax.Array:
+    """`target` at a noise level that is shaped to broadcast against x_0 and eps."""
+    return pick(_TABLE, prediction, "prediction").make(level, level.alpha * x_0 + level.sigma * eps, x_0, eps)
+
+
 @partial(jax.jit, static_argnames="prediction")
 @checked
 def target(schedule: Schedule, prediction: str, x_0: Images, eps: Images, t: Steps) -> Images:
@@ -92,9 +97,7 @@ def target(schedule: Schedule, prediction: str, x_0: Images, eps: Images, t: Ste
     Raises:
         ValueError: if prediction isn't one of PREDICTIONS.
     """
-    level = _level(schedule, t, x_0)
-    x_t = level.alpha * x_0 + level.sigma * eps
-    return pick(_TABLE, prediction, "prediction").make(level, x_t, x_0, eps)
+    return target_at(_level(schedule, t, x_0), prediction, x_0, eps)
 
 
 @partial(jax.jit, static_argnames=("source", "target"))

@@ -4,14 +4,15 @@ Every one returns a `Schedule`, a record of tables [T] (see `tables`). A new one
 its betas to `from_betas`, or its log-SNR to `from_log_snr`, and a line in SCHEDULES.
 """
 
-import inspect
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.special import expit, log_expit
 
-from ddpm_jax.config import Diffusion, pick, suggest
+from ddpm_jax.config import Diffusion
 from ddpm_jax.diffusion.tables import LOG_SNR_LIMIT, NoiseLevel, Schedule, at, from_log_alpha_bars
+from ddpm_jax.records import match_arguments, pick
 
 __all__ = [
     "LOG_SNR_LIMIT",
@@ -27,6 +28,7 @@ __all__ = [
     "jsd",
     "laplace",
     "linear",
+    "log_snr_linear",
     "quadratic",
     "respace",
     "shift",
@@ -164,6 +166,18 @@ def from_log_snr(fn: Callable[[np.ndarray], np.ndarray], num_steps: int) -> Sche
     return from_log_alpha_bars(log_expit(log_snr), u * 1000 - 1000 / num_steps)
 
 
+def log_snr_linear(num_steps: int = 1000, start: float = 13.3, end: float = -5.0) -> Schedule:
+    """Log-SNR evenly spaced from `start` to `end`, both included (Kingma et al. 2021, where it is -gamma).
+
+    Raises:
+        ValueError: unless start > end.
+    """
+    if not start > end:
+        raise ValueError(f"start must lie above end, got {start} and {end}")
+    size = _steps(num_steps)
+    return from_log_snr(lambda u: start + (end - start) * (u * size - 1) / max(size - 1, 1), size)
+
+
 def _log_alpha_bars(schedule: Schedule) -> np.ndarray:
     """log alpha_bar [T] in float64, from the float32 table that keeps each alpha best."""
     betas, alphas = np.asarray(schedule.betas, np.float64), np.asarray(schedule.alphas, np.float64)
@@ -230,6 +244,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "warmup10": warmup10,
     "warmup50": warmup50,
     "laplace": laplace,
+    "log_snr_linear": log_snr_linear,
 }
 
 
@@ -240,14 +255,13 @@ def build(settings: Diffusion) -> Schedule:
         ValueError: for an unknown schedule, or arguments that it doesn't take, with the nearest good name.
     """
     builder = pick(SCHEDULES, settings.schedule, "--diffusion.schedule")
-    known = [name for name in inspect.signature(builder).parameters if name != "num_steps"]
-    for name, _ in settings.schedule_args:
-        if name not in known:
-            takes = f"takes {', '.join(known)}" if known else "takes none"
-            raise ValueError(
-                f"--diffusion.schedule-args: {settings.schedule} {takes}, got {name}{suggest(name, known)}"
-            )
-    schedule = builder(settings.num_steps, **dict(settings.schedule_args))
+    where = f"--diffusion.schedule-args: {settings.schedule}"
+    arguments = match_arguments(builder, settings.schedule_args, where, but=["num_steps"])
+    schedule = builder(settings.num_steps, **arguments)
     if settings.log_snr_shift != 1:
         schedule = shift(schedule, settings.log_snr_shift)
-    return zero_terminal_snr(schedule) if settings.zero_terminal_snr else schedule
+    if settings.zero_terminal_snr:
+        schedule = zero_terminal_snr(schedule)
+    if settings.time_range != 1000:
+        schedule = dataclasses.replace(schedule, times=schedule.times * (settings.time_range / 1000))
+    return schedule

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.config import pick
+from ddpm_jax.records import pick
 
 Weighting = Callable[[jax.Array], jax.Array]
 

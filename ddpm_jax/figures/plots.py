@@ -100,6 +100,27 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def bound(terms: np.ndarray, rate: np.ndarray, rmse: np.ndarray) -> Figure:
+    """The terms of a variational bound over t, and its rate-distortion curve (Ho et al. 2020, Fig. 5).
+
+    Args:
+        terms: L_t in bits/dim [T].
+        rate: bits/dim received [T], from the last t to the first.
+        rmse: root mean squared error of x_0 [T] at the same moments, on the scale 0 .. 255.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(np.arange(len(terms)) + 1, terms, linewidth=1.5)
+    left.set_xscale("log")
+    left.set_xlabel("t + 1")
+    _dress(left, f"L_t, bits/dim (sum {terms.sum():.3f})", log=bool((terms > 0).all()))
+    right.plot(rate, rmse, linewidth=1.5)
+    right.set_xlabel("rate, bits/dim")
+    _dress(right, "root mean squared error of x_0 (0 .. 255)")
+    right.set_ylim(bottom=0)
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure as .png, .svg or .pdf, whole or not at all."""
     kind = files.suffix(path, [".png", ".svg", ".pdf"])

@@ -1,48 +1,30 @@
-"""Published DDPM checkpoints: the U-Net of Ho et al. under the names of Hugging Face's UNet2DModel.
+"""Published DDPM checkpoints: the U-Net of Ho et al. under the names of Hugging Face's UNet2DModel; in, and out.
 
-Reads google/ddpm-cifar10-32, google/ddpm-celebahq-256 and their kin.
+Reads google/ddpm-cifar10-32, google/ddpm-celebahq-256 and their kin, and writes folders that DDPMPipeline opens.
 """
 
 import dataclasses
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax import config as config_lib
-from ddpm_jax.interop import weights
-from ddpm_jax.nets import UNet
+import jax
+import safetensors.numpy
 
-# Settings that our UNet has no other choice for: (the value it needs, the value where the file says nothing).
-_FIXED = {
-    "act_fn": ("silu", "silu"),
-    "add_attention": (True, True),
-    "attention_head_dim": (None, 8),
-    "attn_norm_num_groups": (None, None),
-    "center_input_sample": (False, False),
-    "class_embed_type": (None, None),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv", "conv"),
-    "flip_sin_to_cos": (False, True),
-    "freq_shift": (1, 0),
-    "mid_block_scale_factor": (1, 1),
-    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
-    "norm_eps": (1e-6, 1e-5),
-    "norm_num_groups": (32, 32),
-    "num_class_embeds": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
-    "time_embedding_dim": (None, None),
-    "time_embedding_type": ("positional", "positional"),
-    "upsample_type": ("conv", "conv"),
-}
-# Settings that change nothing in the network; "parameters" and what starts with "_" are notes too.
-_NOTES = {"sample_size", "num_train_timesteps", "parameters"}
-_DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
-_UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
+from ddpm_jax import config as config_lib
+from ddpm_jax import files, nets
+from ddpm_jax.config import Config
+from ddpm_jax.diffusion import reverse
+from ddpm_jax.interop import schedulers, torch_file, unet2d, weights
+from ddpm_jax.interop.whole import check_params, new_folder, refuse_used
+from ddpm_jax.nets import UNet
 
 _TOPS = {
     "time1": "time_embedding.linear_1",
     "time2": "time_embedding.linear_2",
+    "classes": "class_embedding",
     "conv_in": "conv_in",
     "middle_block0": "mid_block.resnets.0",
     "middle_attention": "mid_block.attentions.0",
@@ -53,6 +35,7 @@ _TOPS = {
 _PARTS = {
     "kernel": "weight",
     "scale": "weight",
+    "embedding": "weight",
     "emb": "time_emb_proj",
     "shortcut": "conv_shortcut",
     "norm": "group_norm",
@@ -65,69 +48,20 @@ _PARTS = {
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """The settings that vary, with UNet2DModel's defaults."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    layers_per_block: int = 2
-    dropout: float = 0.0
-
-
-def _read_settings(plain: Mapping[str, Any], where: Path) -> _Settings:
-    for name, (wanted, unsaid) in _FIXED.items():
-        got = plain.get(name, unsaid)
-        if got != wanted:
-            said = "" if name in plain else " (the default)"
-            raise ValueError(f"{where}: {name} must be {wanted!r}, got {got!r}{said}")
-    free = {name: value for name, value in plain.items() if name not in _NOTES | _FIXED.keys() and name[0] != "_"}
-    settings = config_lib.from_dict(free, _Settings, str(where))
-    _check(settings, where)
-    return settings
-
-
-def _check(settings: _Settings, where: Path) -> None:
-    widths, down, up = settings.block_out_channels, settings.down_block_types, settings.up_block_types
-    if not widths or any(width <= 0 or width % 32 or width % widths[0] for width in widths):
-        raise ValueError(f"{where}: block_out_channels must be multiples of 32 and of the first, got {list(widths)}")
-    for field, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
-        if len(types) != len(widths):
-            raise ValueError(f"{where}: {field} must have {len(widths)} entries, one a level, got {list(types)}")
-        for name in types:
-            config_lib.pick(known, name, f"{where}: {field}")
-    if [_UP[name] for name in up] != [_DOWN[name] for name in reversed(down)]:
-        raise ValueError(f"{where}: up_block_types must attend where down_block_types do, got {list(up)}, {list(down)}")
-
-
-def _module(settings: _Settings) -> UNet:
-    widths = settings.block_out_channels
-    return UNet(
-        features=widths[0],
-        multipliers=tuple(width // widths[0] for width in widths),
-        num_res_blocks=settings.layers_per_block,
-        attention_levels=tuple(level for level, name in enumerate(settings.down_block_types) if _DOWN[name]),
-        dropout=settings.dropout,
-        out_channels=settings.out_channels,
-    )
-
-
-def _tops(last: int, blocks: int) -> dict[str, str]:
-    """Their name for each block of levels 0 .. last; they count the way up from the deepest level."""
+def _renamer(net: config_lib.UNet) -> Callable[[list[str]], str]:
+    """Their name for each parameter; they count the way up from the deepest level."""
+    last, blocks = len(net.multipliers) - 1, net.num_res_blocks
     tops = dict(_TOPS)
     for level in range(last + 1):
         for ours, theirs, count in (
             ("down", f"down_blocks.{level}", blocks),
             ("up", f"up_blocks.{last - level}", blocks + 1),
         ):
-            tops[f"{ours}{level}_resize"] = f"{theirs}.{ours}samplers.0.conv"
+            tops[f"{ours}{level}_resize"] = f"{theirs}.{ours}samplers.0" + ("" if net.resblock_updown else ".conv")
             for i in range(count):
                 tops[f"{ours}{level}_block{i}"] = f"{theirs}.resnets.{i}"
                 tops[f"{ours}{level}_block{i}_attention"] = f"{theirs}.attentions.{i}"
-    return tops
+    return weights.renamer(tops, _PARTS)
 
 
 def _newer(name: str) -> str:
@@ -135,26 +69,138 @@ def _newer(name: str) -> str:
     return re.sub(rf"(?<=attentions\.\d\.)({'|'.join(_OLD)})(?=\.)", lambda found: _OLD[found[1]], name)
 
 
+def _find(folder_or_prefix: str | Path) -> tuple[Path, Path]:
+    """The settings' file and the weights' file, which need not exist."""
+    folder = Path(folder_or_prefix)
+    if not folder.is_dir():
+        return Path(f"{folder}.json"), Path(f"{folder}.safetensors")
+    index = folder / "model_index.json"
+    if index.is_file():
+        parts = {name for name, value in weights.read_json(index).items() if isinstance(value, list) and any(value)}
+        if not parts <= {"unet", "scheduler"}:
+            raise ValueError(f"{index} must list a unet and a scheduler alone, got {', '.join(sorted(parts))}")
+    if (folder / "unet" / "config.json").is_file() and not (folder / "config.json").is_file():
+        folder = folder / "unet"
+    kept, older = folder / "diffusion_pytorch_model.safetensors", folder / "diffusion_pytorch_model.bin"
+    return folder / "config.json", older if older.is_file() and not kept.exists() else kept
+
+
+def weights_file(folder_or_prefix: str | Path) -> Path:
+    """The file that `load` reads the weights from."""
+    return _find(folder_or_prefix)[1]
+
+
 def load(folder_or_prefix: str | Path) -> tuple[UNet, dict[str, Any]]:
     """The network of a UNet2DModel, and its weights as `module.apply` takes them.
 
-    Reads config.json and diffusion_pytorch_model.safetensors where a folder is given, else PREFIX.json and
-    PREFIX.safetensors.
+    Reads config.json and diffusion_pytorch_model.safetensors (or .bin) where a folder is given, in it or in its unet/;
+    else PREFIX.json and PREFIX.safetensors. Where the network takes classes, the last of them is our "no class".
 
     Raises:
         FileNotFoundError: for a missing file, naming it.
         ValueError: for a setting that our UNet can't express, with the value got and the value wanted, or tensors that
             don't fit the settings one to one.
     """
-    folder = Path(folder_or_prefix)
-    described, kept = Path(f"{folder}.json"), Path(f"{folder}.safetensors")
-    if folder.is_dir():
-        described, kept = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
-    settings = _read_settings(weights.read_json(described), described)
-    tensors = weights.read_tensors(kept)
+    described, kept = _find(folder_or_prefix)
+    settings = unet2d.read(weights.read_json(described), described)
+    tensors = torch_file.read_tensors(kept) if kept.suffix == ".bin" else weights.read_tensors(kept)
     # A name in both fashions stays as it is, and is then refused as one too many.
     tensors = {name if _newer(name) in tensors else _newer(name): tensor for name, tensor in tensors.items()}
-    module = _module(settings)
-    last = len(module.multipliers) - 1
-    rename = weights.renamer(_tops(last, settings.layers_per_block), _PARTS)
-    return module, weights.fill(module, settings.in_channels, last, tensors, rename)
+    net = unet2d.net(settings, described)
+    module = nets.NETS[config_lib.UNet](net, settings.out_channels, (1, 1, settings.in_channels))
+    return module, weights.fill(module, settings.in_channels, len(net.multipliers) - 1, tensors, _renamer(net))
+
+
+def scheduler_file(folder_or_prefix: str | Path) -> Path | None:
+    """The scheduler's settings beside the network, or in the scheduler/ of a pipeline; None if there are none."""
+    folder = Path(folder_or_prefix)
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    return next((path for path in places if path.is_file()), None)
+
+
+def describe(folder_or_prefix: str | Path, config: Config) -> Config:
+    """`config` with what the files say put in: the network, the images' shape, the schedule and what is predicted.
+
+    A variance that is learned makes the simple objective the hybrid one, a fixed one the hybrid simple. What changes no
+    weight, and is none of theirs, stays: net.dtype, net.remat, net.label_dropout, the weighting, ...
+    Without a scheduler's file the schedule stays, too.
+
+    Raises:
+        ValueError: for settings that ours can't express, or a network whose outputs aren't those of the variance.
+    """
+    described, _ = _find(folder_or_prefix)
+    plain = weights.read_json(described)
+    settings = unet2d.read(plain, described)
+    net = unet2d.net(settings, described)
+    if isinstance(config.net, config_lib.UNet):
+        ours = config.net
+        net = dataclasses.replace(net, dtype=ours.dtype, remat=ours.remat, label_dropout=ours.label_dropout)
+    diffusion, sampling = config.diffusion, config.sampling
+    if (file := scheduler_file(folder_or_prefix)) is not None:
+        diffusion, sampling = schedulers.read(weights.read_json(file), file, diffusion, sampling)
+        diffusion = dataclasses.replace(diffusion, objective=_objective(diffusion))
+    wanted = settings.in_channels * (2 if reverse.is_learned(diffusion.variance) else 1)
+    if settings.out_channels != wanted:
+        raise ValueError(
+            f"{described}: out_channels must be {wanted} for {settings.in_channels} channels and --diffusion.variance "
+            f"{diffusion.variance}, got {settings.out_channels}"
+        )
+    height, width = _size(plain.get("sample_size"), described) or config.data.shape[:2]
+    data = dataclasses.replace(config.data, shape=(height, width, settings.in_channels))
+    return dataclasses.replace(config, net=net, diffusion=diffusion, sampling=sampling, data=data)
+
+
+def _objective(diffusion: config_lib.Diffusion) -> str:
+    """How to train on: only with the bound does a variance learn, and only such a variance takes the hybrid."""
+    learned = reverse.is_learned(diffusion.variance)
+    others = {("simple", True): "hybrid", ("hybrid", False): "simple"}
+    return others.get((diffusion.objective, learned), diffusion.objective)
+
+
+def _size(found: Any, where: Path) -> tuple[int, int] | None:
+    if found is None:
+        return None
+    sides = found if isinstance(found, list) else [found, found]
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError(f"{where}: sample_size must be a number of pixels, or height and width, got {found!r}")
+    return sides[0], sides[1]
+
+
+def save(folder: Path, config: Config, params: Any) -> None:
+    """Write a network as a folder that diffusers.DDPMPipeline.from_pretrained opens: whole or not at all.
+
+    In it: model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors and
+    scheduler/scheduler_config.json. UNet2DModel has no default class: it wants labels, num_classes for "no class".
+
+    Raises:
+        ValueError: before anything is written, for a folder in use, parameters of another network, or what diffusers
+            can't express, naming the flag and the value got.
+    """
+    refuse_used(folder)
+    if not isinstance(config.net, config_lib.UNet):
+        raise ValueError(f"--net must be unet for diffusers, got {config.net.kind}")
+    shape = config.data.shape
+    outputs = shape[2] * (2 if reverse.is_learned(config.diffusion.variance) else 1)
+    described = {
+        "model_index.json": {
+            "_class_name": "DDPMPipeline",
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+        },
+        "unet/config.json": unet2d.write(config.net, shape, outputs),
+        "scheduler/scheduler_config.json": schedulers.write(config.diffusion, config.sampling),
+    }
+    module = nets.build(config)
+    check_params(params, jax.eval_shape(lambda key: nets.init(key, module, shape), jax.random.key(0)))
+    tensors = weights.collect({"params": params}, _renamer(config.net), dense=_is_dense)
+    with new_folder(folder) as beside:
+        for name, plain in described.items():
+            files.write(beside / name, (json.dumps(plain, indent=2) + "\n").encode())
+        # PyTorch's readers want to be told that it is theirs.
+        safetensors.numpy.save_file(
+            tensors, beside / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"}
+        )
+
+
+def _is_dense(name: str) -> bool:
+    return re.search(r"attentions\.\d+\.to_(q|k|v|out\.0)\.weight$", name) is not None

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax import config as config_lib
+from ddpm_jax import records
 from ddpm_jax.interop import weights
 from ddpm_jax.nets import NoiseNet
 
@@ -62,7 +62,7 @@ def load(prefix: str | Path) -> tuple[NoiseNet, dict[str, Any]]:
         ValueError: for settings that aren't NoiseNet's, or tensors that don't fit them one to one.
     """
     described = Path(f"{prefix}.json")
-    settings = config_lib.from_dict(weights.read_json(described), _Settings, str(described))
+    settings = records.from_dict(weights.read_json(described), _Settings, str(described))
     fields = dataclasses.asdict(settings)
     stated = fields.pop("parameters")
     tensors = weights.read_tensors(Path(f"{prefix}.safetensors"))

@@ -47,13 +47,27 @@ def read_tensors(path: Path) -> Tensors:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
 
 
-def _from_pytorch(tensor: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
-    """OIHW -> HWIO for convolutions, [out, in] -> [in, out] for dense layers; a vector stays.
+def _from_pytorch(part: str, tensor: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """OIHW -> HWIO for convolutions, [out, in] -> [in, out] for dense layers; a vector and an embedding stay.
 
-    A 1x1 convolution may be kept as a dense layer, whose [in, out] is then [1, 1, in, out].
+    A 1x1 convolution may be kept as a dense layer, or as one over a sequence: its [in, out] is then [1, 1, in, out].
     """
+    if part == "embedding":
+        return tensor
     turned = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-    return turned[None, None] if turned.ndim == 2 and wanted[:-2] == (1, 1) else turned
+    return turned.reshape(1, 1, *turned.shape[-2:]) if _is_pixelwise(turned.shape, wanted) else turned
+
+
+def _is_pixelwise(turned: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return wanted[:-2] == (1, 1) and (len(turned) == 2 or (len(turned) == 3 and turned[0] == 1))
+
+
+def _to_pytorch(part: str, value: np.ndarray, dense: bool) -> np.ndarray:
+    """The way back; `dense` makes the kernel of a 1x1 convolution that of a dense layer."""
+    if part == "embedding":
+        return value
+    value = value[0, 0] if dense and value.ndim == 4 else value
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
 
 def fill(
@@ -74,20 +88,43 @@ def fill(
     smallest = jnp.zeros((1, 2**halvings, 2**halvings, channels))
     plan = jax.eval_shape(module.init, jax.random.key(0), smallest, jnp.zeros(1))
     leaves, tree = jax.tree.flatten_with_path(plan)
-    names = [rename([entry.key for entry in path[1:]]) for path, _ in leaves]
+    paths = [[entry.key for entry in path[1:]] for path, _ in leaves]
+    names = [rename(path) for path in paths]
     faults = [f"{name} {list(tensors[name].shape)} has no place in it" for name in sorted(tensors.keys() - set(names))]
     values = []
-    for name, (_, leaf) in zip(names, leaves, strict=True):
+    for name, (*_, part), (_, leaf) in zip(names, paths, leaves, strict=True):
         if name not in tensors:
             faults.append(f"{name} is missing, for a parameter of shape {list(leaf.shape)}")
             continue
-        value = _from_pytorch(tensors[name], leaf.shape)
+        value = _from_pytorch(part, tensors[name], leaf.shape)
         if value.shape != leaf.shape:
             faults.append(f"{name} becomes {list(value.shape)}, but the parameter is {list(leaf.shape)}")
         values.append(value)
     if faults:
         raise ValueError("the tensors don't fit the network: " + "; ".join(faults))
     return jax.tree.unflatten(tree, [jnp.asarray(value, jnp.float32) for value in values])
+
+
+def collect(
+    variables: dict[str, Any], rename: Callable[[list[str]], str], *, dense: Callable[[str], bool] = lambda name: False
+) -> Tensors:
+    """PyTorch's tensors from {"params": ...}, by name and in float32: what `fill` with the same `rename` takes back.
+
+    `dense` says by a tensor's name whether PyTorch keeps that 1x1 convolution as a dense layer, [out, in].
+
+    Raises:
+        ValueError: if two parameters get one name, or `dense` names a convolution that isn't 1x1.
+    """
+    tensors: Tensors = {}
+    for path, leaf in jax.tree.leaves_with_path(variables["params"]):
+        parts = [entry.key for entry in path]
+        name, value = rename(parts), np.asarray(leaf, np.float32)
+        if name in tensors:
+            raise ValueError(f"{name} would be the name of two parameters, one of them {'.'.join(parts)}")
+        if dense(name) and value.ndim == 4 and value.shape[:2] != (1, 1):
+            raise ValueError(f"{name} can't be a dense layer: it is a convolution of shape {list(value.shape)}")
+        tensors[name] = np.ascontiguousarray(_to_pytorch(parts[-1], value, dense(name)))
+    return tensors
 
 
 def renamer(tops: Mapping[str, str], parts: Mapping[str, str]) -> Callable[[list[str]], str]:

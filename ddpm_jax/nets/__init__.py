@@ -9,16 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import config as config_lib
+from ddpm_jax import records
 from ddpm_jax.config import Config
+from ddpm_jax.diffusion import reverse
+from ddpm_jax.nets.adm import ADM
 from ddpm_jax.nets.noise_net import NoiseNet
 from ddpm_jax.nets.unet import UNet
+from ddpm_jax.nets.vdm import VDM
 from ddpm_jax.types import Denoiser
 
 Params = Any
 DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 
 
-def _unet(net: config_lib.UNet, shape: tuple[int, int, int]) -> nn.Module:
+def _unet(net: config_lib.UNet, out_channels: int, shape: tuple[int, int, int]) -> nn.Module:
+    del shape
     return UNet(
         features=net.features,
         multipliers=net.multipliers,
@@ -30,29 +35,75 @@ def _unet(net: config_lib.UNet, shape: tuple[int, int, int]) -> nn.Module:
         groups=net.groups,
         scale_shift_norm=net.scale_shift_norm,
         resblock_updown=net.resblock_updown,
-        out_channels=shape[2],
-        dtype=config_lib.pick(DTYPES, net.dtype, "--net.dtype"),
+        out_channels=out_channels,
+        dtype=records.pick(DTYPES, net.dtype, "--net.dtype"),
         remat=net.remat,
     )
 
 
-def _noise_net(net: config_lib.NoiseNet, shape: tuple[int, int, int]) -> nn.Module:
+def _noise_net(net: config_lib.NoiseNet, out_channels: int, shape: tuple[int, int, int]) -> nn.Module:
+    _refuse_variance("noise_net", out_channels, shape)
     return NoiseNet(
         channels=shape[2],
         image_dim=shape[0],
         init_dim=net.init_dim,
         dim_mults=net.dim_mults,
         attn_resolutions=net.attn_resolutions,
-        dtype=config_lib.pick(DTYPES, net.dtype, "--net.dtype"),
+        dtype=records.pick(DTYPES, net.dtype, "--net.dtype"),
     )
 
 
-NETS = {config_lib.UNet: _unet, config_lib.NoiseNet: _noise_net}
+def _adm(net: config_lib.ADM, out_channels: int, shape: tuple[int, int, int]) -> nn.Module:
+    del shape
+    return ADM(
+        features=net.features,
+        multipliers=net.multipliers,
+        num_res_blocks=net.num_res_blocks,
+        attention_levels=net.attention_levels,
+        num_heads=net.num_heads,
+        head_features=net.head_features,
+        qkv_by_head=net.qkv_by_head,
+        dropout=net.dropout,
+        num_classes=net.num_classes,
+        null_class=net.num_classes > 0 and net.label_dropout > 0,
+        scale_shift_norm=net.scale_shift_norm,
+        resblock_updown=net.resblock_updown,
+        out_channels=out_channels,
+        dtype=records.pick(DTYPES, net.dtype, "--net.dtype"),
+        remat=net.remat,
+    )
+
+
+def _vdm(net: config_lib.VDM, out_channels: int, shape: tuple[int, int, int]) -> nn.Module:
+    _refuse_variance("vdm", out_channels, shape)
+    return VDM(
+        features=net.features,
+        num_blocks=net.num_blocks,
+        attention=net.attention,
+        fourier=net.fourier,
+        dropout=net.dropout,
+        dtype=records.pick(DTYPES, net.dtype, "--net.dtype"),
+        remat=net.remat,
+    )
+
+
+def _refuse_variance(kind: str, out_channels: int, shape: tuple[int, int, int]) -> None:
+    if out_channels != shape[2]:
+        raise ValueError(f"a learned --diffusion.variance needs --net unet or adm: {kind} has no outputs to spare")
+
+
+NETS = {config_lib.UNet: _unet, config_lib.NoiseNet: _noise_net, config_lib.ADM: _adm, config_lib.VDM: _vdm}
 
 
 def build(config: Config) -> nn.Module:
-    """The network that a config describes, for images of its data.shape."""
-    return NETS[type(config.net)](config.net, config.data.shape)
+    """The network that a config describes, for images of its data.shape, with more outputs if it learns a variance.
+
+    Raises:
+        ValueError: for a network that can't learn one, naming the flag.
+    """
+    channels = config.data.shape[2]
+    outputs = 2 * channels if reverse.is_learned(config.diffusion.variance) else channels
+    return NETS[type(config.net)](config.net, outputs, config.data.shape)
 
 
 def init(key: jax.Array, module: nn.Module, shape: tuple[int, int, int]) -> Params:

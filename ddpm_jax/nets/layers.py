@@ -14,13 +14,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from ddpm_jax.config import pick
+from ddpm_jax.records import pick
 
 # DDPM's own: uniform, scaled by the mean of fan-in and fan-out (Ho et al. 2020, code).
 fan_average = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros_init()
+# PyTorch's own for kernels, kaiming_uniform(a=sqrt(5)): uniform within 1 / sqrt(fan-in).
+pytorch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 _CHUNK = 2**17  # elements of the input that one product of the weight gradient takes; measured best of 2^15 .. 2^20
+
+
+def pytorch_bias(fan_in: int) -> Callable:
+    """PyTorch's own for biases: uniform within 1 / sqrt(fan-in) too."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -1.0, 1.0) * fan_in**-0.5
 
 
 def _conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding) -> jax.Array:
@@ -90,15 +97,16 @@ SAME_CONVOLUTIONS = {
 }
 
 
-def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, pad_before: int = 0) -> jax.Array:
     """Convolve x [B, H, W, C] with kernel [k, k, C, D], k odd. The one convolution of all networks.
 
     Stride 1 keeps H and W. Stride 2 halves them and pads after the last row and column only, as TensorFlow's "SAME"
-    does for even sizes and as every published DDPM checkpoint was trained.
+    does for even sizes and as Ho et al.'s checkpoints were trained. With `pad_before` 1 a 3x3 kernel sees the padding
+    before the first row and column instead, which for even sizes is PyTorch's padding=1.
     """
     size = kernel.shape[0]
     if stride > 1:
-        return _conv(x, kernel, (stride, stride), [(0, size - stride)] * 2)
+        return _conv(x, kernel, (stride, stride), [(pad_before, size - stride - pad_before)] * 2)
     if size == 1:
         return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0])
     chosen = os.environ.get("DDPM_JAX_KERNEL_GRADIENT", "xla")
@@ -111,6 +119,7 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     stride: int = 1
+    pad_before: int = 0
     kernel_init: Callable = fan_average
     bias_init: Callable = zeros
     use_bias: bool = True
@@ -119,7 +128,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad_before=self.pad_before)
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
         return y
@@ -151,6 +160,16 @@ def embed_time(t: jax.Array, features: int) -> jax.Array:
     frequencies = jnp.exp(-jnp.log(10_000.0) / (half - 1) * jnp.arange(half))
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def embed_time_cosines_first(t: jax.Array, features: int) -> jax.Array:
+    """Cosine, then sine, of t [B] at features/2 frequencies from 1 down to just above 1/10,000: [B, features].
+
+    As in improved-diffusion, whose lowest frequency stands one place short of 1/10,000; features must be even.
+    """
+    half = features // 2
+    angles = t.astype(jnp.float32)[:, None] * jnp.exp(-jnp.log(10_000.0) / half * jnp.arange(half))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def enlarge(x: jax.Array) -> jax.Array:

@@ -21,22 +21,14 @@ from ddpm_jax.types import Outputs, Pictures, Times, checked
 GROUPS, EPSILON = 4, 1e-5
 HEADS, HEAD_FEATURES = 4, 32
 
-# PyTorch's own for kernels, kaiming_uniform(a=sqrt(5)): uniform within 1 / sqrt(fan-in).
-kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def _bias_init(fan_in: int):
-    """PyTorch's own for biases: uniform within 1 / sqrt(fan-in) too."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -1.0, 1.0) * fan_in**-0.5
-
 
 def _conv(x: jax.Array, features: int, size: int, dtype: jnp.dtype, name: str, *, use_bias: bool = True) -> jax.Array:
-    init = {"kernel_init": kernel_init, "bias_init": _bias_init(size * size * x.shape[-1])}
+    init = {"kernel_init": layers.pytorch_kernel, "bias_init": layers.pytorch_bias(size * size * x.shape[-1])}
     return layers.Conv(features, size=size, use_bias=use_bias, dtype=dtype, name=name, **init)(x)
 
 
 def _dense(x: jax.Array, features: int, dtype: jnp.dtype, name: str) -> jax.Array:
-    init = {"kernel_init": kernel_init, "bias_init": _bias_init(x.shape[-1])}
+    init = {"kernel_init": layers.pytorch_kernel, "bias_init": layers.pytorch_bias(x.shape[-1])}
     return nn.Dense(features, dtype=dtype, name=name, **init)(x)
 
 

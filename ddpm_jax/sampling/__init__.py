@@ -2,11 +2,11 @@
 
 from ddpm_jax.sampling.interpolate import interpolate, walk_back
 from ddpm_jax.sampling.loop import Path, frame_steps, sample, sample_batch, sample_path
-from ddpm_jax.sampling.steps import SAMPLERS, VARIANCES, ddim, ddpm
+from ddpm_jax.sampling.steps import SAMPLERS, Answer, ddim, ddpm
 
 __all__ = [
     "SAMPLERS",
-    "VARIANCES",
+    "Answer",
     "Path",
     "ddim",
     "ddpm",

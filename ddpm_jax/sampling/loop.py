@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import Sharding
 
 from ddpm_jax.diffusion.parameterization import convert, x0_and_eps
+from ddpm_jax.diffusion.reverse import split
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.sampling.steps import Step, ddpm
+from ddpm_jax.sampling.steps import Answer, Step, ddpm
 from ddpm_jax.types import Denoiser
 
 
@@ -76,6 +77,7 @@ def sample_batch(
         x_t, path = carry
         ts = jnp.full(indices.shape, t)
         output = denoise(x_t, schedule.times[ts], *more)
+        output, v = split(output, shape[-1])
         x_0, eps = x0_and_eps(schedule, output, x_t, ts, source=prediction)
         if clip:
             x_0 = jnp.clip(x_0, -1, 1)
@@ -86,7 +88,7 @@ def sample_batch(
         z = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, t), shape))(key_steps)
         if on_step is not None:
             jax.debug.callback(on_step, last - t + 1)
-        return (step(schedule, t, x_t, x_0, eps, z), path), None
+        return (step(schedule, t, x_t, Answer(x_0=x_0, eps=eps, v=v), z), path), None
 
     empty = jnp.zeros((moments.size, *x_T.shape), x_T.dtype)
     (x, path), _ = jax.lax.scan(back, (x_T, Path(x_t=empty, x_0=empty)), jnp.arange(last, -1, -1))
@@ -170,7 +172,8 @@ def sample(
 
     Args:
         key: jax.random.key(seed).
-        denoise: denoise(x_t, time) -> output like x_t, or with a third argument if `conditions` are given. Time is
+        denoise: denoise(x_t, time) -> output like x_t, or of twice its channels with a learned variance in the second
+            half. With a third argument if `conditions` are given. Time is
             float32 [B] in [0, 1000), as the network was trained, for respaced schedules too. A plain function's arrays
             are compiled in as constants; wrap it in jax.tree_util.Partial (`nets.denoiser` does) to pass them.
         schedule: its steps are all visited; `schedules.respace` makes a short one of a long one.

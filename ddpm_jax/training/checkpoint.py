@@ -3,7 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from ddpm_jax.training.state import State
@@ -34,11 +36,19 @@ def open_folder(folder: Path, *, keep_last: int = 3, keep_every: int = 0, read_o
         manager.close()
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint in a run's folder, 0 if there is none; nothing is touched."""
+    if not folder.is_dir():
+        return 0
+    with open_folder(folder, read_only=True) as manager:
+        return manager.latest_step() or 0
+
+
 def save(manager: Manager, state: State) -> None:
     """Start to write the state under its step; training goes on meanwhile. A step that is there already stays."""
     step = int(state.step)
     if step not in manager.all_steps():
-        manager.save(step, args=ocp.args.StandardSave(vars(state)))
+        manager.save(step, args=ocp.args.StandardSave(_filled(state)))
 
 
 def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
@@ -54,4 +64,9 @@ def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
     step = manager.latest_step() if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{manager.directory} has no checkpoint {'' if step is None else step}: found {steps}")
-    return State(**manager.restore(step, args=ocp.args.StandardRestore(vars(like))))
+    return State(**manager.restore(step, args=ocp.args.StandardRestore(_filled(like))))
+
+
+def _filled(state: State) -> dict[str, Any]:
+    """The state's fields that hold arrays: a checkpoint can't keep an empty one."""
+    return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import config as config_lib
-from ddpm_jax import nets
+from ddpm_jax import nets, records
 from ddpm_jax.config import Sampling
-from ddpm_jax.diffusion import schedules
+from ddpm_jax.diffusion import reverse, schedules
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.spacings import SPACINGS
 from ddpm_jax.sampling import SAMPLERS, Path, sample_path
@@ -18,17 +17,21 @@ from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.run import Parts, num_classes
 
 
-def sampler(settings: Sampling, schedule: Schedule) -> tuple[Schedule, Step]:
-    """The schedule to visit and the step to take, as a config's `sampling` says.
+def sampler(parts: Parts, settings: Sampling) -> tuple[Schedule, Step]:
+    """The schedule to visit and the step to take, as `settings` say; a variance they leave out is the run's own.
 
     Raises:
-        ValueError: for a name, a count or an eta that can't be.
+        ValueError: for a name, a count or an eta that can't be, or a variance that the network doesn't say.
     """
-    make = config_lib.pick(SAMPLERS, settings.sampler, "sampler")
+    schedule, own = parts.schedule, parts.config.diffusion.variance
+    variance = settings.variance or own
+    if reverse.is_learned(variance) and variance != own:
+        raise ValueError(f"--sampling.variance {variance} needs a run of that --diffusion.variance, got one of {own}")
+    make = records.pick(SAMPLERS, settings.sampler, "sampler")
     if settings.steps:
-        visit = config_lib.pick(SPACINGS, settings.spacing, "spacing")
+        visit = records.pick(SPACINGS, settings.spacing, "spacing")
         schedule = schedules.respace(schedule, visit(schedule.num_steps, settings.steps))
-    return schedule, make(variance=settings.variance, eta=settings.eta)
+    return schedule, make(variance=variance, eta=settings.eta)
 
 
 def width(parts: Parts, num: int, batch_size: int) -> int:
@@ -70,7 +73,7 @@ def draw(
     Raises:
         ValueError: for a label that the network doesn't have.
     """
-    schedule, step = sampler(settings, parts.schedule)
+    schedule, step = sampler(parts, settings)
     return sample_path(
         jax.random.key(seed),
         nets.denoiser(parts.module, params),

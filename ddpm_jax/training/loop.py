@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import data
+from ddpm_jax import data, records
 from ddpm_jax.config import Config
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.record import Source
@@ -19,7 +19,7 @@ from ddpm_jax.training import checkpoint, report
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.draw import sampler
 from ddpm_jax.training.preview import preview, progress
-from ddpm_jax.training.run import ON_NONFINITE, Parts, build, make_loss, num_classes
+from ddpm_jax.training.run import ON_NONFINITE, Parts, as_learned, build, curve, make_loss, make_remember, num_classes
 from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep, make_step
 
@@ -45,9 +45,10 @@ def train(config: Config, workdir: Path) -> State:
     parts = build(config)
     _check_numbers(config)
     mesh_lib.check_batch(config.batch_size, parts.mesh)
-    sampler(config.sampling, parts.schedule)  # what sample.py would refuse later is refused now
+    sampler(parts, config.sampling)  # what sample.py would refuse later is refused now
     source = data.load(config.data)
     _check_labels(config, source)
+    _check_dispatches(config, checkpoint.newest(workdir / "checkpoints"))
     _claim(config, workdir)
     run = config.run
     step_fn = make_step(
@@ -57,6 +58,7 @@ def train(config: Config, workdir: Path) -> State:
         num_steps=parts.schedule.num_steps,
         mesh=parts.mesh,
         steps_per_dispatch=run.steps_per_dispatch,
+        remember=make_remember(parts),
     )
     with checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager:
         state = parts.init() if manager.latest_step() is None else checkpoint.restore(manager, parts.abstract())
@@ -68,11 +70,6 @@ def _steps(
 ) -> State:
     config, run = parts.config, parts.config.run
     start = int(state.step)
-    if max(config.steps - start, 0) % run.steps_per_dispatch:
-        raise ValueError(
-            f"--run.steps-per-dispatch must divide the {config.steps - start} steps from the checkpoint at {start} to "
-            f"--steps {config.steps}, got {run.steps_per_dispatch}"
-        )
     key = jax.random.key(config.seed + 1)  # the parameters were drawn from the seed itself
     rate = learning_rate(config.optimizer, config.steps)
     recent, since = [], time.perf_counter()
@@ -93,6 +90,9 @@ def _steps(
                 now = time.perf_counter()
                 values["images_per_second"] = len(recent) * run.steps_per_dispatch * config.batch_size / (now - since)
                 values["learning_rate"] = float(np.asarray(rate(done - 1)))
+                if config.diffusion.learn_schedule:
+                    learned = curve(parts, state.noise).log_snr
+                    values |= {"log_snr_first": float(learned[0]), "log_snr_last": float(learned[-1])}
                 write(done, values)
                 bar.set_postfix_str(
                     f"loss {values.get('loss', np.nan):.4f}, {values['images_per_second']:.0f} images/s"
@@ -101,7 +101,7 @@ def _steps(
             pause = time.perf_counter()
             # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
-                preview(parts, state.ema, done, workdir)
+                preview(as_learned(parts, state), state.ema, done, workdir)
             if ends or done % run.checkpoint_every == 0:
                 checkpoint.save(manager, state)
             since += time.perf_counter() - pause  # pictures don't count against images/s
@@ -183,6 +183,15 @@ def _check_numbers(config: Config) -> None:
         raise ValueError(f"--seed must lie in 0 .. 2^32 - 2, got {config.seed}")
 
 
+def _check_dispatches(config: Config, start: int) -> None:
+    left, several = config.steps - start, config.run.steps_per_dispatch
+    if max(left, 0) % several:
+        raise ValueError(
+            f"--run.steps-per-dispatch must divide the {left} steps from the checkpoint at {start} to --steps "
+            f"{config.steps}, got {several}"
+        )
+
+
 def _check_labels(config: Config, source: Source) -> None:
     wanted = num_classes(config)
     if wanted and source.num_classes != wanted:
@@ -195,7 +204,7 @@ def _claim(config: Config, workdir: Path) -> None:
     """Make the run's folder, or see that the one that is there is this run's; then write config.json."""
     path = workdir / "config.json"
     if path.exists():
-        changed = config_lib.differences(config_lib.read(path), config)
+        changed = records.differences(config_lib.read(path), config)
         lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items()}
         wrong = [line for name, line in lines.items() if name.startswith(FIXED) and not name.startswith(FREE)]
         if wrong:

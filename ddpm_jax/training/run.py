@@ -10,18 +10,20 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import nets
-from ddpm_jax.config import Config
+from ddpm_jax import nets, records
+from ddpm_jax.config import Config, Diffusion
 from ddpm_jax.data.pipeline import Batch
-from ddpm_jax.diffusion import schedules
-from ddpm_jax.diffusion.loss import LossTerms, loss
+from ddpm_jax.diffusion import continuous, reverse, schedules, timesteps
+from ddpm_jax.diffusion.continuous import Curve
+from ddpm_jax.diffusion.loss import OBJECTIVES, LossTerms, loss
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timesteps import Draw
 from ddpm_jax.diffusion.weightings import WEIGHTINGS
 from ddpm_jax.training import checkpoint
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
-from ddpm_jax.training.step import LossFn
+from ddpm_jax.training.step import LossFn, Remember
 
 ON_NONFINITE = {"stop": True, "skip": False}
 """Does a loss that isn't finite end the run?"""
@@ -36,9 +38,15 @@ class Parts:
     module: Any
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    draw_t: Draw
 
     def _make(self, key: jax.Array) -> State:
-        return fresh(nets.init(key, self.module, self.config.data.shape), self.optimizer)
+        return fresh(
+            nets.init(key, self.module, self.config.data.shape),
+            self.optimizer,
+            noise=continuous.init(self.schedule) if self.config.diffusion.learn_schedule else (),
+            history=self.draw_t.init(self.schedule.num_steps),
+        )
 
     def init(self) -> State:
         """The state before the first step, on every device of the mesh."""
@@ -62,52 +70,133 @@ def build(config: Config) -> Parts:
     Raises:
         ValueError: for a value that can't be, naming its flag, the value got and those that can.
     """
-    config_lib.pick(dict.fromkeys(PREDICTIONS), config.diffusion.prediction, "--diffusion.prediction")
-    config_lib.pick(WEIGHTINGS, config.diffusion.weighting, "--diffusion.weighting")
-    config_lib.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
+    records.pick(dict.fromkeys(PREDICTIONS), config.diffusion.prediction, "--diffusion.prediction")
+    records.pick(WEIGHTINGS, config.diffusion.weighting, "--diffusion.weighting")
+    _check_objective(config.diffusion)
+    records.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
     parts = Parts(
         config=config,
         schedule=schedules.build(config.diffusion),
         module=nets.build(config),
         optimizer=make_optimizer(config.optimizer, config.steps),
         mesh=mesh_lib.make_mesh(),
+        draw_t=timesteps.build(config.diffusion.draw_t, config.diffusion.draw_t_args),
     )
     parts.abstract()  # a network that can't be is found out here
     return parts
 
 
+def _check_objective(settings: Diffusion) -> None:
+    """Refuse choices that don't go together, before they fail or are passed over in silence."""
+    objective, variance = settings.objective, settings.variance
+    records.pick(dict.fromkeys((*OBJECTIVES, "continuous")), objective, "--diffusion.objective")
+    reverse.variance(variance, "--diffusion.variance")
+    continuously = objective == "continuous"
+    faults = {
+        "--diffusion.objective hybrid needs --diffusion.variance learned or learned_range": (
+            objective == "hybrid" and not reverse.is_learned(variance)
+        ),
+        "--diffusion.objective simple can't teach a variance: take hybrid or vlb": (
+            objective == "simple" and reverse.is_learned(variance)
+        ),
+        "--diffusion.objective continuous has no step whose variance or mean could be learned": (
+            continuously and (reverse.is_learned(variance) or settings.prediction == "mean")
+        ),
+        f"--diffusion.objective continuous draws t by {', '.join(continuous.QUANTILES)}, got {settings.draw_t}": (
+            continuously and settings.draw_t not in continuous.QUANTILES
+        ),
+        "--diffusion.learn-schedule needs --diffusion.objective continuous": (
+            settings.learn_schedule and not continuously
+        ),
+        f"--diffusion.weighting {settings.weighting} has no part in --diffusion.objective {objective}": (
+            settings.weighting != "simple" and objective not in ("simple", "hybrid")
+        ),
+    }
+    if wrong := [fault for fault, found in faults.items() if found]:
+        raise ValueError("; ".join(wrong))
+
+
 def num_classes(config: Config) -> int:
     """Classes that the network is conditioned on; 0 for none."""
-    return config.net.num_classes if isinstance(config.net, config_lib.UNet) else 0
+    return getattr(config.net, "num_classes", 0)
+
+
+def without_class(config: Config) -> bool:
+    """Can the network be asked for an image of no class in particular?"""
+    return isinstance(config.net, config_lib.UNet) or getattr(config.net, "label_dropout", 0.0) > 0
 
 
 def make_loss(parts: Parts) -> LossFn:
-    """loss_fn(key, params, batch): Algorithm 1 of Ho et al. 2020 with the config's prediction and weighting.
+    """loss_fn(key, trained, batch, history): Algorithm 1 of Ho et al. 2020 with the config's objective.
 
     A batch has labels only if the network takes classes.
     """
     settings, net = parts.config.diffusion, parts.config.net
 
-    def loss_fn(key: jax.Array, params: Any, batch: Batch) -> tuple[jax.Array, LossTerms]:
+    def loss_fn(key: jax.Array, trained: Any, batch: Batch, history: Any) -> tuple[jax.Array, LossTerms]:
         key_loss, key_dropout, key_labels = jax.random.split(key, 3)
         labels = []
-        if batch.labels is not None and isinstance(net, config_lib.UNet):
-            hidden = jax.random.bernoulli(key_labels, net.label_dropout, batch.labels.shape)
-            labels = [jnp.where(hidden, net.num_classes, batch.labels)]
+        if batch.labels is not None:
+            hidden = jax.random.bernoulli(key_labels, getattr(net, "label_dropout", 0.0), batch.labels.shape)
+            labels = [jnp.where(hidden, num_classes(parts.config), batch.labels)]
+        denoise = nets.denoiser_in_training(parts.module, trained["net"], key_dropout, *labels)
+        images = jnp.asarray(batch.images)
+        if settings.objective == "continuous":
+            return continuous.loss(
+                key_loss,
+                curve(parts, trained["noise"]),
+                denoise,
+                images,
+                logits=trained["noise"]["logits"] if settings.learn_schedule else None,
+                num_steps=parts.schedule.num_steps,
+                prediction=settings.prediction,
+                quantiles=continuous.QUANTILES[settings.draw_t],
+            )
         return loss(
             key_loss,
             parts.schedule,
-            nets.denoiser_in_training(parts.module, params, key_dropout, *labels),
-            jnp.asarray(batch.images),
+            denoise,
+            images,
             prediction=settings.prediction,
             weighting=WEIGHTINGS[settings.weighting],
+            objective=settings.objective,
+            variance=settings.variance,
+            vlb_weight=settings.vlb_weight,
+            draw_t=parts.draw_t,
+            history=history,
+            correct_draw=settings.correct_draw,
         )
 
     return loss_fn
 
 
+def make_remember(parts: Parts) -> Remember:
+    """remember(history, terms): what the draw of t keeps of a batch."""
+    return lambda history, terms: parts.draw_t.update(history, parts.schedule, terms.t, terms.objective)
+
+
+def _told(parts: Parts) -> tuple[jax.Array, jax.Array]:
+    """The first and last log-SNR before any was learned, by which a network is told the time."""
+    return parts.schedule.log_snr[0], parts.schedule.log_snr[-1]
+
+
+def curve(parts: Parts, noise: Any) -> Curve:
+    """Log-SNR in continuous time: as learned, `noise` being its parameters, or the schedule's."""
+    if not parts.config.diffusion.learn_schedule:
+        return continuous.of_schedule(parts.schedule)
+    return continuous.learned(noise, *_told(parts))
+
+
+def as_learned(parts: Parts, state: State) -> Parts:
+    """The parts to sample with: where the noise schedule is learned, with it as it is in `state`."""
+    if not parts.config.diffusion.learn_schedule:
+        return parts
+    schedule = continuous.as_schedule(state.noise, *_told(parts), parts.schedule.num_steps)
+    return dataclasses.replace(parts, schedule=schedule)
+
+
 def load(workdir: Path, *, step: int | None = None) -> tuple[Parts, State]:
-    """A run's parts and its newest state, or that of `step`, from its folder alone.
+    """A run's parts, to sample with, and its newest state, or that of `step`, from its folder alone.
 
     Raises:
         FileNotFoundError: if the folder is no run's, or has no such checkpoint.
@@ -116,4 +205,5 @@ def load(workdir: Path, *, step: int | None = None) -> tuple[Parts, State]:
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet: let train.py reach its first")
     with checkpoint.open_folder(workdir / "checkpoints", read_only=True) as manager:
-        return parts, checkpoint.restore(manager, parts.abstract(), step=step)
+        state = checkpoint.restore(manager, parts.abstract(), step=step)
+    return as_learned(parts, state), state

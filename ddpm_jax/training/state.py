@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.config import Optimizer, pick
+from ddpm_jax.config import Optimizer
+from ddpm_jax.records import pick
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +23,14 @@ class State:
     ema: Any
     """Averaged parameters, the ones to sample from."""
     opt_state: Any
+    noise: Any = ()
+    """Parameters of the noise schedule, if it is learned; see `diffusion.continuous`."""
+    history: Any = ()
+    """What the draw of t has seen, if it looks; see `diffusion.timesteps`."""
+
+    def trained(self) -> dict[str, Any]:
+        """All that the optimizer moves: the network and, if it is learned, the noise schedule."""
+        return {"net": self.params, "noise": self.noise}
 
 
 def _adam(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransformation:
@@ -30,8 +39,14 @@ def _adam(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransforma
     return optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps)
 
 
+def _of_network(trained: Any) -> Any:
+    """Where weight decay belongs: everywhere but in the noise schedule, whose zero means nothing."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[0], "key", None) != "noise", trained)
+
+
 def _adamw(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransformation:
-    return optax.adamw(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, weight_decay=settings.weight_decay)
+    decay = {"weight_decay": settings.weight_decay, "mask": _of_network}
+    return optax.adamw(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, **decay)
 
 
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, Optimizer], optax.GradientTransformation]] = {
@@ -72,11 +87,12 @@ def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformat
     return optax.chain(clip, optimizer)
 
 
-def fresh(params: Any, optimizer: optax.GradientTransformation) -> State:
+def fresh(params: Any, optimizer: optax.GradientTransformation, *, noise: Any = (), history: Any = ()) -> State:
     """The state before the first step; the average starts at the parameters."""
     # A copy: the step gives both away (donation), and one buffer can't be given twice.
     ema = jax.tree.map(jnp.copy, params)
-    return State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer.init(params))
+    state = State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=(), noise=noise, history=history)
+    return dataclasses.replace(state, opt_state=optimizer.init(state.trained()))
 
 
 def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:

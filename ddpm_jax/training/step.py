@@ -1,5 +1,6 @@
 """One training step, compiled once for a mesh of devices (Ho et al. 2020, Algorithm 1)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, average
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[jax.Array, Any, Batch], tuple[jax.Array, LossTerms]]
+LossFn = Callable[[jax.Array, Any, Batch, Any], tuple[jax.Array, LossTerms]]
+Remember = Callable[[Any, LossTerms], Any]
 TrainStep = Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
 
 
@@ -25,6 +27,11 @@ def _by_quarter(terms: LossTerms, num_steps: int) -> Metrics:
     return {"quarter_sum": jnp.sum(jnp.where(inside, terms.mse, 0.0), axis=1), "quarter_count": jnp.sum(inside, axis=1)}
 
 
+def _forget(history: Any, terms: LossTerms) -> Any:
+    del terms
+    return history
+
+
 def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -33,36 +40,45 @@ def make_step(
     num_steps: int,
     mesh: Mesh,
     steps_per_dispatch: int = 1,
+    remember: Remember = _forget,
 ) -> TrainStep:
     """The function (state, batch, key) -> (state, metrics).
 
     Args:
-        loss_fn: loss_fn(key, params, batch) -> the mean over the batch, and its terms.
+        loss_fn: loss_fn(key, trained, batch, history) -> the mean over the batch, and its terms; trained is
+            {"net": parameters, "noise": those of a learned noise schedule}.
         optimizer: with clipping in it, if any.
         ema_decay: of the averaged parameters, once warm.
         num_steps: T, to sort the loss by quarter of t.
         mesh: where it runs. The state is given away (donated): use the one that comes back.
         steps_per_dispatch: k > 1 takes k batches at once, arrays [k, B, ...], and returns metrics [k]. It spares an
             accelerator the wait for its host; on CPU a step inside the scan is several times slower.
+        remember: remember(history, terms) -> the history after a batch, for draws of t that look back.
 
     A step whose loss or gradient isn't finite changes nothing but the count of steps, and says so in
     metrics["nonfinite"]: the state that comes back is always good.
     """
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        def of_params(params: Any) -> tuple[jax.Array, LossTerms]:
-            return loss_fn(jax.random.fold_in(key, state.step), params, batch)
+        def of_trained(trained: Any) -> tuple[jax.Array, LossTerms]:
+            return loss_fn(jax.random.fold_in(key, state.step), trained, batch, state.history)
 
-        (loss, terms), gradient = jax.value_and_grad(of_params, has_aux=True)(state.params)
+        (loss, terms), gradient = jax.value_and_grad(of_trained, has_aux=True)(state.trained())
         norm = optax.tree.norm(gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        moved = (params, average(state.ema, params, state.step, ema_decay), opt_state)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained())
+        trained: Any = optax.apply_updates(state.trained(), updates)
+        moved = State(
+            step=state.step,
+            params=trained["net"],
+            ema=average(state.ema, trained["net"], state.step, ema_decay),
+            opt_state=opt_state,
+            noise=trained["noise"],
+            history=remember(state.history, terms),
+        )
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        kept = (state.params, state.ema, state.opt_state)
-        params, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, kept)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
         metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~good, **_by_quarter(terms, num_steps)}
-        return State(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+        return dataclasses.replace(kept, step=state.step + 1), metrics
 
     def several(state: State, batches: Batch, key: jax.Array) -> tuple[State, Metrics]:
         return jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)

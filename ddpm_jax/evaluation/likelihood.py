@@ -1,0 +1,125 @@
+"""Bits per dimension of a set of images, batch by batch: the bound whole, from a few t, or in continuous time."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from ddpm_jax.diffusion import bound, continuous
+from ddpm_jax.diffusion.continuous import Curve
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.types import Denoiser
+
+PerBatch = Callable[[jax.Array, jax.Array, Denoiser], dict[str, jax.Array]]
+"""(indices [B], images [B, ...], denoise) -> arrays [B, ...] by name, `total` among them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Bits per dimension, the mean over the images, and what it is made of."""
+
+    bits_per_dim: float
+    standard_error: float
+    """Of the mean: images, noise and drawn t together."""
+    num_images: int
+    parts: dict[str, float]
+    """Means of the named parts of it."""
+    terms: np.ndarray | None = None
+    """[T], mean L_t, where all were worked out."""
+    curve: tuple[np.ndarray, np.ndarray] | None = None
+    """Mean rate [T] and root mean squared error [T], from the last t to the first (Ho et al. 2020, Fig. 5)."""
+
+
+def over(
+    per_batch: PerBatch,
+    denoise: Denoiser,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    batch_size: int = 128,
+    sharding: Sharding | None = None,
+    on_batch: Callable[[int], Any] = lambda done: None,
+) -> Likelihood:
+    """Measure images [N, ...] in batches; image i's noise depends on its number only.
+
+    Args:
+        per_batch: from `whole`, `estimated` or `in_continuous_time`.
+        denoise: the network, a pytree; it gets the labels int [N] as a third argument if there are any.
+        batch_size: images at once.
+        sharding: of a batch's first axis over devices.
+        on_batch: called with the number of images done.
+
+    Raises:
+        ValueError: for fewer than two images, which have no standard error.
+    """
+    if len(images) < 2:
+        raise ValueError(f"a likelihood with its standard error needs at least 2 images, got {len(images)}")
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(images), batch_size):
+        # The last batch repeats its last image, so that one compilation serves all.
+        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        batch = jax.tree.map(jnp.asarray, (rows, images[rows], () if labels is None else labels[rows]))
+        indices, x_0, given = jax.device_put(batch, sharding) if sharding is not None else batch
+        bound_to = denoise if labels is None else jax.tree_util.Partial(_with_labels, denoise, given)
+        kept = min(batch_size, len(images) - start)
+        for name, values in per_batch(indices, x_0, bound_to).items():
+            found.setdefault(name, []).append(np.asarray(values, np.float64)[:kept])
+        on_batch(kept)
+    values = {name: np.concatenate(batches) for name, batches in found.items()}
+    total = values["total"]
+    many = "terms" in values
+    return Likelihood(
+        bits_per_dim=float(total.mean()),
+        standard_error=float(total.std(ddof=1) / np.sqrt(len(total))),
+        num_images=len(total),
+        parts={name: float(part.mean()) for name, part in values.items() if part.ndim == 1 and name != "total"},
+        terms=values["terms"].mean(axis=0) if many else None,
+        # The squared error is averaged first: the figure's is that of the whole set.
+        curve=(values["rates"].mean(axis=0), np.sqrt((values["rmse"] ** 2).mean(axis=0))) if many else None,
+    )
+
+
+def _with_labels(denoise: Denoiser, labels: jax.Array, x_t: jax.Array, time: jax.Array) -> jax.Array:
+    return denoise(x_t, time, labels)
+
+
+def whole(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
+    """Every term of the bound: T evaluations an image. `options` are those of `bound.bits_per_dim`."""
+
+    def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
+        found = bound.bits_per_dim(key, schedule, denoise, images, indices=indices, **options)
+        rates, rmse = found.rate_distortion()
+        parts = {"prior": found.prior, "rate": found.rate, "distortion": found.distortion}
+        return {"total": found.total, **parts, "terms": found.terms, "rates": rates, "rmse": rmse}
+
+    return per_batch
+
+
+def estimated(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
+    """An unbiased estimate from a few t an image. `options` are those of `bound.estimate`."""
+
+    def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
+        return {"total": bound.estimate(key, schedule, denoise, images, indices=indices, **options).total}
+
+    return per_batch
+
+
+def in_continuous_time(key: jax.Array, curve: Curve, *, num_t: int = 8, **options: Any) -> PerBatch:
+    """The mean of `num_t` draws of the bound in continuous time. `options` are those of `continuous.bound`."""
+
+    @jax.jit
+    def once(key: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
+        drawn = continuous.bound(key, curve, denoise, images, **options)
+        return {name: getattr(drawn, name) for name in ("total", "prior", "diffusion", "decoder")}
+
+    def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
+        # Stratified u belong to a batch, not to an image: so does the key.
+        of_batch = jax.random.fold_in(key, indices[0])
+        drawn = [once(jax.random.fold_in(of_batch, i), images, denoise) for i in range(num_t)]
+        return jax.tree.map(lambda *values: sum(values) / num_t, *drawn)
+
+    return per_batch

@@ -1,0 +1,285 @@
+"""Networks as folders of Hugging Face's diffusers, and its schedulers' settings as ours."""
+
+import copy
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ddpm_jax import nets
+from ddpm_jax.config import VDM, Config, Data, Diffusion, NoiseNet, Sampling, UNet
+from ddpm_jax.diffusion import schedules
+from ddpm_jax.interop import diffusers, schedulers
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = {
+    "features": 8,
+    "multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+    "groups": 4,
+    "dropout": 0.0,
+}
+SQUARE = Data(source="folder", shape=(8, 8, 3))
+WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
+BETAS = (("beta_start", 0.00085), ("beta_end", 0.012))
+# What a DDPMScheduler's file says of the published CIFAR-10 network.
+PUBLISHED = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.1.1",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "variance_type": "fixed_large",
+}
+
+
+@functools.cache
+def parameters(config):
+    """Random numbers where the network has parameters; nothing is compiled for them."""
+    module, rng = nets.build(config), np.random.default_rng(0)
+    plan = jax.eval_shape(lambda key: nets.init(key, module, config.data.shape), jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), plan)
+
+
+def equal(one, other):
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def test_in_and_out_and_in_again_is_bit_equal(tmp_path):
+    config = diffusers.describe(GOLDEN / "diffusers_unet2d", Config())
+    module, variables = diffusers.load(GOLDEN / "diffusers_unet2d")
+    diffusers.save(tmp_path / "out", config, variables["params"])
+    again, same = diffusers.load(tmp_path / "out")
+    assert again == module
+    assert equal(same, variables)
+    theirs = safetensors.numpy.load_file(GOLDEN / "diffusers_unet2d.safetensors")
+    ours = safetensors.numpy.load_file(tmp_path / "out" / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    stated = json.loads((GOLDEN / "diffusers_unet2d.json").read_text())
+    written = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
+    assert written == {"_class_name": "UNet2DModel"} | {
+        name: value for name, value in stated.items() if name not in ("parameters", "_use_default_values")
+    }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(data=SQUARE, net=UNet(**SMALL)),
+        Config(
+            data=Data(source="folder", shape=(8, 16, 1)),
+            net=UNet(**SMALL | {"multipliers": (1, 2, 3), "attention_levels": ()}, resblock_updown=True),
+            diffusion=Diffusion(schedule="scaled_linear", schedule_args=BETAS, variance="small", prediction="x0"),
+        ),
+        Config(
+            data=SQUARE,
+            net=UNet(**SMALL, num_heads=2, num_classes=3, scale_shift_norm=True),
+            diffusion=Diffusion(
+                schedule="cosine", variance="learned_range", prediction="v", zero_terminal_snr=True, objective="hybrid"
+            ),
+            sampling=Sampling(clip=False),
+        ),
+        Config(
+            data=SQUARE,
+            net=UNet(**SMALL | {"multipliers": (1, 1), "attention_levels": (0,)}, num_heads=4, resblock_updown=True),
+        ),
+    ],
+)
+def test_every_network_that_goes_out_comes_back(config, tmp_path):
+    params = parameters(config)
+    diffusers.save(tmp_path / "out", config, params)
+    module, variables = diffusers.load(tmp_path / "out")
+    assert module == nets.build(config)
+    assert equal(variables["params"], params)
+    elsewhere = Config(data=Data(source="folder"))
+    assert diffusers.describe(tmp_path / "out", elsewhere) == config
+
+
+def test_the_files_are_those_that_a_pipeline_is_opened_by(tmp_path):
+    config = Config(data=SQUARE, net=UNet(**SMALL))
+    diffusers.save(tmp_path / "out", config, parameters(config))
+    assert {str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*") if path.is_file()} == {
+        "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", str(WEIGHTS)
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text()) == {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    with safetensors.safe_open(tmp_path / "out" / WEIGHTS, "np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def changed(**parts):
+    """A config that could go, but for these fields of its parts."""
+    config = Config(data=SQUARE, net=UNet(**SMALL))
+    return dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **fields) for part, fields in parts.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Config(data=SQUARE, net=NoiseNet()), "--net must be unet for diffusers, got noise_net"),
+        (Config(data=SQUARE, net=VDM()), "--net must be unet for diffusers, got vdm"),
+        (changed(net={"groups": 16}), r"--net.groups must divide every width \[8, 16\] for diffusers, got 16"),
+        (
+            changed(net={"num_heads": 2, "attention_levels": (0,)}),
+            r"--net.num-heads must be 1 for diffusers, where widths \[8, 16\] attend: .*, got 2",
+        ),
+        (changed(diffusion={"num_steps": 250}), r"--diffusion.num-steps must be 1000 for diffusers .*, got 250"),
+        (changed(diffusion={"prediction": "flow"}), "--diffusion.prediction, for diffusers: there is no 'flow'"),
+        (
+            changed(diffusion={"variance": "medium:0.5"}),
+            "--diffusion.variance, for diffusers: there is no 'medium:0.5'",
+        ),
+        (changed(diffusion={"variance": "learned"}), "--diffusion.variance, for diffusers: there is no 'learned'"),
+        (changed(sampling={"variance": "medium:1"}), "--diffusion.variance, for diffusers: there is no 'medium:1'"),
+        (
+            changed(diffusion={"schedule": "jsd"}),
+            "--diffusion.schedule, for diffusers, must leave a signal .*, got jsd",
+        ),
+        (changed(diffusion={"learn_schedule": True}), "--diffusion.learn-schedule must be off for diffusers"),
+    ],
+)
+def test_what_diffusers_lacks_is_refused_before_anything_is_written(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        diffusers.save(tmp_path / "out", config, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_of_another_network_are_refused(tmp_path):
+    params = copy.deepcopy(parameters(changed()))
+    params["conv_in"]["bias"] = params["conv_in"]["bias"][:3]
+    params["alien"] = params.pop("time1")
+    with pytest.raises(ValueError, match="the parameters don't fit the network: ") as caught:
+        diffusers.save(tmp_path / "out", changed(), params)
+    assert str(caught.value).split(": ", 1)[1].split("; ") == [
+        "alien.bias [32] has no place in it",
+        "alien.kernel [8, 32] has no place in it",
+        "conv_in.bias must be [8], got [3]",
+        "time1.bias [32] is missing",
+        "time1.kernel [8, 32] is missing",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_left_alone_and_an_empty_one_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    diffusers.save(tmp_path / "out", changed(), parameters(changed()))
+    before = (tmp_path / "out" / WEIGHTS).read_bytes()
+    with pytest.raises(ValueError, match="has something in it already; give a new or an empty folder"):
+        diffusers.save(tmp_path / "out", changed(), parameters(changed()))
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
+
+
+def test_a_disk_that_fails_half_way_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        diffusers.save(tmp_path / "out", changed(), parameters(changed()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def read(plain, diffusion=None):
+    return schedulers.read(plain, Path("s.json"), diffusion or Diffusion(), Sampling(variance="large"))
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, Diffusion(schedule="linear", variance="large")),
+        ({"variance_type": "fixed_small_log"}, Diffusion(variance="small")),
+        ({"variance_type": "learned_range"}, Diffusion(variance="learned_range")),
+        ({"beta_schedule": "squaredcos_cap_v2"}, Diffusion(schedule="cosine")),
+        (
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+            Diffusion(schedule="scaled_linear", schedule_args=BETAS),
+        ),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+         Diffusion(prediction="v", zero_terminal_snr=True)),
+        ({"prediction_type": "sample"}, Diffusion(prediction="x0")),
+        ({"predict_epsilon": False, "tensor_format": "pt"}, Diffusion(prediction="x0")),
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": True}, Diffusion()),
+    ],
+)  # fmt: skip
+def test_a_schedulers_settings_are_ours(change, wanted):
+    diffusion, sampling = read(PUBLISHED | change)
+    assert diffusion == wanted
+    assert sampling == Sampling(clip=True, variance="")
+
+
+def test_betas_are_those_of_the_file():
+    """Their numbers by their formulas, in float64."""
+    diffusion, _ = read(PUBLISHED | {"beta_start": 0.0015, "beta_end": 0.0195})
+    np.testing.assert_allclose(schedules.build(diffusion).betas, np.linspace(0.0015, 0.0195, 1000), rtol=2e-7)
+    diffusion, _ = read(PUBLISHED | {"beta_schedule": "squaredcos_cap_v2"})
+    curve = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(
+        schedules.build(diffusion).betas, np.minimum(1 - curve[1:] / curve[:-1], 0.999), rtol=2e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_train_timesteps": 4000}, "s.json: num_train_timesteps must be 1000, got 4000"),
+        (
+            {"beta_schedule": "sigmoid"},
+            "s.json: beta_schedule: there is no 'sigmoid'; choose from linear, scaled_linear",
+        ),
+        ({"variance_type": "learned"}, "s.json: variance_type: there is no 'learned', did you mean 'learned_range'"),
+        ({"variance_type": "fixed_large_log"}, "there is no 'fixed_large_log'"),
+        ({"prediction_type": "score"}, "s.json: prediction_type: there is no 'score'"),
+        ({"thresholding": True}, "s.json: thresholding must be False, got True"),
+        ({"clip_sample_range": 2.0}, "s.json: clip_sample_range must be 1.0, got 2.0"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "s.json: _class_name: there is no 'ScoreSdeVeScheduler'"),
+        ({"trained_betas": [0.1, 0.2]}, "s.json: trained_betas must be 1000 numbers, got 2"),
+        ({"beta_strat": 1e-3}, "beta_strat: there is no such field, did you mean 'beta_start'"),
+    ],
+)
+def test_a_scheduler_that_ours_cant_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        read(PUBLISHED | change)
+
+
+def test_a_schedule_without_a_name_there_goes_as_its_betas_and_comes_back_by_its_own():
+    ours = Diffusion(schedule="sigmoid", schedule_args=(("tau", 0.9),), log_snr_shift=0.5)
+    plain = json.loads(json.dumps(schedulers.write(ours, Sampling())))
+    np.testing.assert_array_equal(np.float32(plain["trained_betas"]), schedules.build(ours).betas)
+    assert read(plain, ours)[0] == ours
+    with pytest.raises(ValueError, match=r"not --diffusion.schedule linear: at t = \d+ it has .*, that has"):
+        read(plain)
+
+
+@pytest.mark.parametrize(
+    ("variance", "asked", "wanted"),
+    [("fixed_small", "hybrid", "simple"), ("fixed_small", "vlb", "vlb"), ("fixed_small", "simple", "simple")],
+)
+def test_the_objective_follows_the_variance(variance, asked, wanted, tmp_path):
+    diffusers.save(tmp_path / "out", changed(), parameters(changed()))
+    file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(PUBLISHED | {"variance_type": variance}))
+    found = diffusers.describe(tmp_path / "out", Config(diffusion=Diffusion(variance="learned", objective=asked)))
+    assert (found.diffusion.variance, found.diffusion.objective) == ("small", wanted)
+
+
+def test_outputs_that_arent_the_variances_are_refused(tmp_path):
+    diffusers.save(tmp_path / "out", changed(), parameters(changed()))
+    file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(PUBLISHED | {"variance_type": "learned_range"}))
+    with pytest.raises(ValueError, match=r"out_channels must be 6 for 3 channels and .*variance learned_range, got 3"):
+        diffusers.describe(tmp_path / "out", Config())
