@@ -30,6 +30,6 @@ config = Config(
         dtype="bfloat16",
     ),
     optimizer=Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=0, clip_norm=0.0, ema_decay=0.9999),
-    sampling=Sampling(variance="", steps=(250,)),
+    sampling=Sampling(steps=(250,)),
     run=Run(log_every=100, sample_every=10_000, checkpoint_every=5000, keep_every=50_000),
 )

@@ -13,9 +13,9 @@ config = Config(
     steps=1500,
     batch_size=64,
     data=Data(source="digits", shape=(8, 8, 1)),
-    diffusion=Diffusion(schedule="cosine"),
+    diffusion=Diffusion(schedule="cosine", variance="small"),
     net=UNet(features=32, multipliers=(1, 2), num_res_blocks=2, attention_levels=(1,), dropout=0.0, groups=8),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, decay="cosine", ema_decay=0.995),
-    sampling=Sampling(steps=(250,), variance="small"),
+    sampling=Sampling(steps=(250,)),
     run=Run(log_every=50, sample_every=250, checkpoint_every=250),
 )

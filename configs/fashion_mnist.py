@@ -8,15 +8,14 @@ Result:    smalldiffusion reports FID 5 to 6 with a DiT in about 2 hours on one 
 Network:   6.8 M parameters
 """
 
-from ddpm_jax.config import Config, Data, Diffusion, Optimizer, Run, Sampling, UNet
+from ddpm_jax.config import Config, Data, Diffusion, Optimizer, Run, UNet
 
 config = Config(
     steps=60_000,
     batch_size=128,
     data=Data(source="fashion_mnist", shape=(28, 28, 1)),
-    diffusion=Diffusion(schedule="linear"),
+    diffusion=Diffusion(schedule="linear", variance="large"),
     net=UNet(features=64, multipliers=(1, 2, 2), num_res_blocks=2, attention_levels=(1, 2), dropout=0.1),
     optimizer=Optimizer(learning_rate=2e-4, warmup_steps=1000, ema_decay=0.9995),
-    sampling=Sampling(variance="large"),
     run=Run(log_every=100, sample_every=5000, checkpoint_every=5000),
 )

@@ -10,7 +10,7 @@ Result:    3.17 bits/dim and FID 3.19 by the hybrid objective, 2.94 and 11.47 by
            Table 2); training and images as in their code, which mirrors none
 """
 
-from ddpm_jax.config import ADM, Config, Data, Diffusion, Optimizer, Run, Sampling
+from ddpm_jax.config import ADM, Config, Data, Diffusion, Optimizer, Run
 
 config = Config(
     steps=500_000,
@@ -26,6 +26,5 @@ config = Config(
         dropout=0.3,
     ),
     optimizer=Optimizer(name="adamw", learning_rate=1e-4, warmup_steps=0, clip_norm=0.0, ema_decay=0.9999),
-    sampling=Sampling(variance="", steps=()),
     run=Run(log_every=100, sample_every=10_000, checkpoint_every=5000, keep_every=100_000),
 )

@@ -6,15 +6,14 @@ Result:    the tutorial shows pictures, no score: about 200,000 prints, 10 epoch
 Steps:     10 epochs of 200,000 images in batches of 64; give --steps for a folder of another size
 """
 
-from ddpm_jax.config import Config, Data, Diffusion, NoiseNet, Optimizer, Run, Sampling
+from ddpm_jax.config import Config, Data, Diffusion, NoiseNet, Optimizer, Run
 
 config = Config(
     steps=31_250,
     batch_size=64,
     data=Data(source="folder", path="prints", shape=(64, 64, 3)),
-    diffusion=Diffusion(schedule="linear"),
+    diffusion=Diffusion(schedule="linear", variance="large"),
     net=NoiseNet(init_dim=64, dim_mults=(1, 2, 4, 8, 16), attn_resolutions=(16,)),
     optimizer=Optimizer(learning_rate=2e-5, warmup_steps=0, clip_norm=1.0, ema_decay=0.999),
-    sampling=Sampling(variance="large"),
     run=Run(log_every=100, sample_every=3125, checkpoint_every=3125),
 )

@@ -19,12 +19,13 @@ config = Config(
         schedule_args=(("start", 13.3), ("end", -5.0)),
         objective="continuous",
         variance="small",
+        draw_t="stratified",
         learn_schedule=False,
     ),
     net=VDM(features=128, num_blocks=32, attention=False, fourier=(6, 7), dropout=0.1),
     optimizer=Optimizer(
         name="adamw", learning_rate=2e-4, warmup_steps=100, b2=0.99, weight_decay=0.01, clip_norm=0.0, ema_decay=0.9999
     ),
-    sampling=Sampling(variance="", clip=False),
+    sampling=Sampling(clip=False),
     run=Run(log_every=1000, sample_every=50_000, checkpoint_every=10_000, keep_every=1_000_000),
 )

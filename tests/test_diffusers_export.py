@@ -13,8 +13,7 @@ import safetensors.numpy
 
 from ddpm_jax import nets
 from ddpm_jax.config import VDM, Config, Data, Diffusion, NoiseNet, Sampling, UNet
-from ddpm_jax.diffusion import schedules
-from ddpm_jax.interop import diffusers, schedulers
+from ddpm_jax.interop import diffusers
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {
@@ -138,7 +137,10 @@ def changed(**parts):
             changed(net={"num_heads": 2, "attention_levels": (0,)}),
             r"--net.num-heads must be 1 for diffusers, where widths \[8, 16\] attend: .*, got 2",
         ),
-        (changed(diffusion={"num_steps": 250}), r"--diffusion.num-steps must be 1000 for diffusers .*, got 250"),
+        (
+            changed(diffusion={"num_steps": 250}),
+            r"--diffusion.time-range must be the 250 steps for diffusers, .*, got 1000",
+        ),
         (changed(diffusion={"prediction": "flow"}), "--diffusion.prediction, for diffusers: there is no 'flow'"),
         (
             changed(diffusion={"variance": "medium:0.5"}),
@@ -192,77 +194,6 @@ def test_a_disk_that_fails_half_way_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         diffusers.save(tmp_path / "out", changed(), parameters(changed()))
     assert list(tmp_path.iterdir()) == []
-
-
-def read(plain, diffusion=None):
-    return schedulers.read(plain, Path("s.json"), diffusion or Diffusion(), Sampling(variance="large"))
-
-
-@pytest.mark.parametrize(
-    ("change", "wanted"),
-    [
-        ({}, Diffusion(schedule="linear", variance="large")),
-        ({"variance_type": "fixed_small_log"}, Diffusion(variance="small")),
-        ({"variance_type": "learned_range"}, Diffusion(variance="learned_range")),
-        ({"beta_schedule": "squaredcos_cap_v2"}, Diffusion(schedule="cosine")),
-        (
-            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-            Diffusion(schedule="scaled_linear", schedule_args=BETAS),
-        ),
-        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
-         Diffusion(prediction="v", zero_terminal_snr=True)),
-        ({"prediction_type": "sample"}, Diffusion(prediction="x0")),
-        ({"predict_epsilon": False, "tensor_format": "pt"}, Diffusion(prediction="x0")),
-        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": True}, Diffusion()),
-    ],
-)  # fmt: skip
-def test_a_schedulers_settings_are_ours(change, wanted):
-    diffusion, sampling = read(PUBLISHED | change)
-    assert diffusion == wanted
-    assert sampling == Sampling(clip=True, variance="")
-
-
-def test_betas_are_those_of_the_file():
-    """Their numbers by their formulas, in float64."""
-    diffusion, _ = read(PUBLISHED | {"beta_start": 0.0015, "beta_end": 0.0195})
-    np.testing.assert_allclose(schedules.build(diffusion).betas, np.linspace(0.0015, 0.0195, 1000), rtol=2e-7)
-    diffusion, _ = read(PUBLISHED | {"beta_schedule": "squaredcos_cap_v2"})
-    curve = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    np.testing.assert_allclose(
-        schedules.build(diffusion).betas, np.minimum(1 - curve[1:] / curve[:-1], 0.999), rtol=2e-7
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_train_timesteps": 4000}, "s.json: num_train_timesteps must be 1000, got 4000"),
-        (
-            {"beta_schedule": "sigmoid"},
-            "s.json: beta_schedule: there is no 'sigmoid'; choose from linear, scaled_linear",
-        ),
-        ({"variance_type": "learned"}, "s.json: variance_type: there is no 'learned', did you mean 'learned_range'"),
-        ({"variance_type": "fixed_large_log"}, "there is no 'fixed_large_log'"),
-        ({"prediction_type": "score"}, "s.json: prediction_type: there is no 'score'"),
-        ({"thresholding": True}, "s.json: thresholding must be False, got True"),
-        ({"clip_sample_range": 2.0}, "s.json: clip_sample_range must be 1.0, got 2.0"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "s.json: _class_name: there is no 'ScoreSdeVeScheduler'"),
-        ({"trained_betas": [0.1, 0.2]}, "s.json: trained_betas must be 1000 numbers, got 2"),
-        ({"beta_strat": 1e-3}, "beta_strat: there is no such field, did you mean 'beta_start'"),
-    ],
-)
-def test_a_scheduler_that_ours_cant_be_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        read(PUBLISHED | change)
-
-
-def test_a_schedule_without_a_name_there_goes_as_its_betas_and_comes_back_by_its_own():
-    ours = Diffusion(schedule="sigmoid", schedule_args=(("tau", 0.9),), log_snr_shift=0.5)
-    plain = json.loads(json.dumps(schedulers.write(ours, Sampling())))
-    np.testing.assert_array_equal(np.float32(plain["trained_betas"]), schedules.build(ours).betas)
-    assert read(plain, ours)[0] == ours
-    with pytest.raises(ValueError, match=r"not --diffusion.schedule linear: at t = \d+ it has .*, that has"):
-        read(plain)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,9 @@ def test_four_devices_train_as_one(program, tiny_run, tmp_path):
     assert done.returncode == 0, done.stderr
     one, four = ([line["loss"] for line in records(folder)] for folder in (tiny_run[0], tmp_path / "four"))
     np.testing.assert_allclose(four, one, rtol=1e-4)
+    history = run.load(tmp_path / "four")[1].history  # what t is drawn by: kept of the whole batch, too
+    np.testing.assert_array_equal(history["count"], tiny_run[1].history["count"])
+    np.testing.assert_allclose(history["losses"], tiny_run[1].history["losses"], rtol=1e-3)
 
 
 def test_steps_per_dispatch_do_not_change_the_run(tiny_run, tmp_path):

@@ -30,11 +30,8 @@ def write(workdir: Path, config: Config, params: Any, *, step: int = 0) -> None:
         raise ValueError(f"--step must be 0 or more, got {step}")
     parts = run.build(config)
     check_params(params, parts.abstract().params)
-    everywhere = mesh.replicated(parts.mesh)
-    params = jax.device_put(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params), everywhere)
-    state = dataclasses.replace(
-        parts.init(), step=jax.device_put(jnp.int32(step), everywhere), params=params, ema=params
-    )
+    state = parts.start_from(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params))
+    state = dataclasses.replace(state, step=jax.device_put(jnp.int32(step), mesh.replicated(parts.mesh)))
     with new_folder(workdir) as beside:
         config_lib.write(config, beside / "config.json")
         with checkpoint.open_folder(beside / "checkpoints") as manager:

@@ -1,6 +1,6 @@
 """The settings of Hugging Face's DDPMScheduler as those of a run, and back.
 
-Both tell a network the step's index: that is our t * 1000 / T for T = 1000 alone, the only T that goes in or out.
+A network is told the step's index there, and t * time_range / T here: the same where time_range is T.
 """
 
 import dataclasses
@@ -14,9 +14,8 @@ from ddpm_jax import records
 from ddpm_jax.config import Diffusion, Sampling
 from ddpm_jax.diffusion import reverse, schedules
 
-STEPS = 1000
 # Settings without another choice: the value wanted is also the value where the file says nothing.
-_FIXED = {"num_train_timesteps": STEPS, "thresholding": False}
+_FIXED = {"thresholding": False}
 # What says which steps a sampler visits, or nothing at all.
 _NOTES = {
     "clip_sample_range",
@@ -44,6 +43,7 @@ _VARIANCES = {
 class _Settings:
     """The settings that vary, with DDPMScheduler's defaults; an empty list stands for None."""
 
+    num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
     beta_schedule: str = "linear"
@@ -78,9 +78,13 @@ def read(plain: Mapping[str, Any], where: Path, diffusion: Diffusion, sampling: 
     prediction = settings.prediction_type if settings.predict_epsilon else "sample"
     # A DDIMScheduler takes no variance_type.
     variance = records.pick(_VARIANCES, settings.variance_type, f"{where}: variance_type")
+    steps = settings.num_train_timesteps
+    if steps < 2:
+        raise ValueError(f"{where}: num_train_timesteps must be at least 2, got {steps}")
     diffusion = dataclasses.replace(
         diffusion,
-        num_steps=STEPS,
+        num_steps=steps,
+        time_range=float(steps),
         zero_terminal_snr=settings.rescale_betas_zero_snr,
         prediction=records.pick(_PREDICTIONS, prediction, f"{where}: prediction_type"),
         variance=diffusion.variance if kind == "DDIMScheduler" else variance,
@@ -90,8 +94,10 @@ def read(plain: Mapping[str, Any], where: Path, diffusion: Diffusion, sampling: 
         _check_betas(settings.trained_betas, where, diffusion)
     else:
         schedule = records.pick(_SCHEDULES, settings.beta_schedule, f"{where}: beta_schedule")
-        ends = (("beta_start", settings.beta_start), ("beta_end", settings.beta_end))
-        usual = schedule == "cosine" or (settings.beta_start, settings.beta_end) == (1e-4, 0.02)
+        # Theirs are the ends for whatever T; ours those for 1000 steps, where the schedule scales them.
+        scale = steps / 1000 if schedule == "linear" else 1.0
+        ends = (("beta_start", scale * settings.beta_start), ("beta_end", scale * settings.beta_end))
+        usual = schedule == "cosine" or dict(ends) == {"beta_start": 1e-4, "beta_end": 0.02}
         diffusion = dataclasses.replace(
             diffusion, schedule=schedule, schedule_args=() if usual else ends, log_snr_shift=1.0
         )
@@ -106,7 +112,7 @@ def _betas(diffusion: Diffusion) -> np.ndarray:
 def _check_betas(found: tuple[float, ...], where: Path, diffusion: Diffusion) -> None:
     ours, theirs = _betas(diffusion), np.array(found)
     if theirs.shape != ours.shape:
-        raise ValueError(f"{where}: trained_betas must be {STEPS} numbers, got {theirs.size}")
+        raise ValueError(f"{where}: trained_betas must be {ours.size} numbers, got {theirs.size}")
     if not np.allclose(theirs, ours, rtol=1e-5, atol=0):
         t = int(np.argmax(np.abs(theirs / ours - 1)))
         raise ValueError(
@@ -121,7 +127,7 @@ def _name(diffusion: Diffusion) -> str | None:
     names = {"linear": "linear", "quadratic": "scaled_linear", "scaled_linear": "scaled_linear"}
     if not args:
         names["cosine"] = "squaredcos_cap_v2"
-    capped = diffusion.schedule == "linear" and max(args.values(), default=0) > 0.999
+    capped = diffusion.schedule == "linear" and max([*args.values(), 0.02]) * 1000 / diffusion.num_steps > 0.999
     return None if capped or diffusion.log_snr_shift != 1 else names.get(diffusion.schedule)
 
 
@@ -131,9 +137,11 @@ def write(diffusion: Diffusion, sampling: Sampling) -> dict[str, Any]:
     Raises:
         ValueError: for what a DDPMScheduler can't express, naming the flag and the value got.
     """
-    if diffusion.num_steps != STEPS:
-        why = "it tells networks the step's index, and ours were told t * 1000 / T"
-        raise ValueError(f"--diffusion.num-steps must be {STEPS} for diffusers ({why}), got {diffusion.num_steps}")
+    if diffusion.num_steps != diffusion.time_range:
+        raise ValueError(
+            f"--diffusion.time-range must be the {diffusion.num_steps} steps for diffusers, which tells networks the "
+            f"step's index, got {diffusion.time_range:g}"
+        )
     if diffusion.learn_schedule:
         raise ValueError("--diffusion.learn-schedule must be off for diffusers, whose schedules are fixed, got on")
     variance = diffusion.variance
@@ -143,7 +151,7 @@ def write(diffusion: Diffusion, sampling: Sampling) -> dict[str, Any]:
     predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     plain = {
         "_class_name": "DDPMScheduler",
-        "num_train_timesteps": STEPS,
+        "num_train_timesteps": diffusion.num_steps,
         **dict(_ends(diffusion)),
         "beta_schedule": _name(diffusion) or "linear",
         "trained_betas": None if _name(diffusion) else _list(diffusion),
@@ -161,7 +169,8 @@ def write(diffusion: Diffusion, sampling: Sampling) -> dict[str, Any]:
 
 def _ends(diffusion: Diffusion) -> dict[str, float]:
     args = dict(diffusion.schedule_args) if _name(diffusion) else {}
-    return {"beta_start": args.get("beta_start", 1e-4), "beta_end": args.get("beta_end", 0.02)}
+    scale = 1000 / diffusion.num_steps if diffusion.schedule == "linear" else 1.0
+    return {"beta_start": scale * args.get("beta_start", 1e-4), "beta_end": scale * args.get("beta_end", 0.02)}
 
 
 def _list(diffusion: Diffusion) -> list[float]:

@@ -14,19 +14,38 @@ from ddpm_jax import data, records
 from ddpm_jax.config import Config
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.record import Source
+from ddpm_jax.diffusion import reverse
 from ddpm_jax.figures import plots
 from ddpm_jax.training import checkpoint, report
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.draw import sampler
 from ddpm_jax.training.preview import preview, progress
-from ddpm_jax.training.run import ON_NONFINITE, Parts, as_learned, build, curve, make_loss, make_remember, num_classes
+from ddpm_jax.training.run import (
+    ON_NONFINITE,
+    Parts,
+    as_learned,
+    build,
+    curve,
+    make_loss,
+    make_remember,
+    num_classes,
+    without_class,
+)
 from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep, make_step
 
 # What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
 FIXED = ("net.", "diffusion.", "data.shape", "optimizer.name")
 # Fields in these that change no parameter.
-FREE = ("net.dropout", "net.label_dropout", "net.remat", "net.dtype", "diffusion.weighting")
+FREE = (
+    "net.dropout",
+    "net.label_dropout",
+    "net.remat",
+    "net.dtype",
+    "diffusion.weighting",
+    "diffusion.vlb_weight",
+    "diffusion.correct_draw",
+)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -204,9 +223,15 @@ def _claim(config: Config, workdir: Path) -> None:
     """Make the run's folder, or see that the one that is there is this run's; then write config.json."""
     path = workdir / "config.json"
     if path.exists():
-        changed = records.differences(config_lib.read(path), config)
+        before = config_lib.read(path)
+        changed = records.differences(before, config)
         lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items()}
-        wrong = [line for name, line in lines.items() if name.startswith(FIXED) and not name.startswith(FREE)]
+        free: set[str] = set(FREE)
+        if not any(reverse.is_learned(name) for name in changed.get("diffusion.variance", ())):
+            free.add("diffusion.variance")  # one fixed variance is as good as another
+        if without_class(before) != without_class(config):
+            free.remove("net.label_dropout")  # "no class" has parameters of its own
+        wrong = [line for name, line in lines.items() if name.startswith(FIXED) and not name.startswith(tuple(free))]
         if wrong:
             raise ValueError(
                 f"{workdir} holds a run that this config can't go on with; give another --workdir, or undo "

@@ -40,13 +40,16 @@ class Parts:
     mesh: Mesh
     draw_t: Draw
 
-    def _make(self, key: jax.Array) -> State:
+    def _fresh(self, params: Any) -> State:
         return fresh(
-            nets.init(key, self.module, self.config.data.shape),
+            params,
             self.optimizer,
             noise=continuous.init(self.schedule) if self.config.diffusion.learn_schedule else (),
             history=self.draw_t.init(self.schedule.num_steps),
         )
+
+    def _make(self, key: jax.Array) -> State:
+        return self._fresh(nets.init(key, self.module, self.config.data.shape))
 
     def init(self) -> State:
         """The state before the first step, on every device of the mesh."""
@@ -54,6 +57,10 @@ class Parts:
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         make = jax.jit(self._make, out_shardings=mesh_lib.replicated(self.mesh), compiler_options=quick)
         return make(jax.random.key(self.config.seed))
+
+    def start_from(self, params: Any) -> State:
+        """The state before the first step, with these parameters in place of fresh ones."""
+        return jax.device_put(self._fresh(params), mesh_lib.replicated(self.mesh))
 
     def abstract(self) -> State:
         """Shapes, dtypes and places of the state's arrays, for a checkpoint to be read into."""
