@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from ddpm_jax.cli import flags
 from ddpm_jax.config import Config
 from ddpm_jax.figures import plots
+from ddpm_jax.records import pick
 
 WAYS = {
     "fixed": {},
@@ -80,30 +81,40 @@ def measure(way: str, seed: int, asked: Flags) -> dict:
     denoise, bits = nets.denoiser(parts.module, state.ema), {}
     for variance in READ.get(way, (config.diffusion.variance,)):
         per_batch = likelihood.estimated(jax.random.key(0), parts.schedule, num_t=asked.num_t, variance=variance)
-        found = likelihood.over(per_batch, denoise, images, batch_size=len(images))
+        found = likelihood.over(per_batch, denoise, lambda rows: (images[rows], None), len(images))
         bits[variance] = {"bits_per_dim": found.bits_per_dim, "standard_error": found.standard_error}
     return {"way": way, "seed": seed, "steps": asked.steps, "losses": losses, "bits": bits}
 
 
 def run(asked: Flags) -> None:
+    for way in asked.only:
+        pick(WAYS, way, "--only")
     asked.out.mkdir(parents=True, exist_ok=True)
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
         for way in asked.only:
             path = asked.out / f"{way}_{seed}.json"
             if not path.exists():
                 path.write_text(json.dumps(measure(way, seed, asked)) + "\n")
-            found = json.loads(path.read_text())["bits"]
+            done = json.loads(path.read_text())
+            if done["steps"] != asked.steps:
+                raise ValueError(f"{path} is of {done['steps']} steps, --steps is {asked.steps}; give another --out")
+            found = done["bits"]
             print(way, seed, {name: round(bits["bits_per_dim"], 4) for name, bits in found.items()}, flush=True)
 
 
 def draw(asked: Flags) -> None:
     """The table on the screen, the picture in OUT.png."""
     found = [json.loads(path.read_text()) for path in sorted(asked.out.glob("*.json"))]
+    missing = [way for way in WAYS if sum(one["way"] == way for one in found) < 2]
+    if missing:
+        raise ValueError(f"--out {asked.out} must hold two seeds or more of each way, got fewer of {missing}; run them")
     for way in WAYS:
         runs = [one for one in found if one["way"] == way]
         for variance in runs[0]["bits"]:
             bits = [one["bits"][variance]["bits_per_dim"] for one in runs]
             print(f"{way:10} {variance:14} {np.mean(bits):.4f} +- {np.std(bits, ddof=1):.4f}   {np.round(bits, 4)}")
+    summary = [{name: one[name] for name in ("way", "seed", "steps", "bits")} for one in found]
+    asked.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     window = 50
@@ -124,7 +135,7 @@ def draw(asked: Flags) -> None:
         axes.grid(alpha=0.25)
     right.legend(frameon=False)
     plots.save(figure, asked.out.with_suffix(".png"))
-    print(f"wrote {asked.out.with_suffix('.png')}")
+    print(f"wrote {asked.out.with_suffix('.json')} and {asked.out.with_suffix('.png')}")
 
 
 def main(args: list[str]) -> None:

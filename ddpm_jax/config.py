@@ -164,6 +164,7 @@ class Optimizer:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    """For adamw; biases don't decay."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 for no clipping."""
     ema_decay: float = 0.9999

@@ -58,6 +58,26 @@ def test_a_learned_schedule_moves_and_is_resumed_bit_for_bit(learned_run):
     assert lines(folder / "whole")[-1]["log_snr_first"] == pytest.approx(float(whole.noise["start"]))
 
 
+def test_a_network_is_told_the_same_time_when_a_run_is_measured_as_when_it_was_trained(learned_run):
+    folder, _, whole = learned_run
+    moved = whole.noise | {"start": whole.noise["start"] + 1, "log_span": whole.noise["log_span"] - 0.2}
+    trained = run.build(run.load(folder / "whole")[0].config)
+    measured = run.as_learned(trained, dataclasses.replace(whole, noise=moved))
+    np.testing.assert_array_equal(run.curve(measured, moved).times, run.curve(trained, moved).times)
+    assert float(run.curve(measured, moved).times[0]) == pytest.approx(1000 * -1 / 18.3, abs=5)
+
+
+def test_the_likelihood_program_measures_in_continuous_time(learned_run, capsys):
+    workdir = learned_run[0] / "whole"
+    program.main([str(workdir), "--num", "8", "--num-t", "2"])
+    found = json.loads((workdir / "likelihood.json").read_text())
+    assert found["prior"] + found["diffusion"] + found["decoder"] == pytest.approx(found["bits_per_dim"], rel=1e-5)
+    assert "continuous time" in capsys.readouterr().out
+    for flags in (["--variance", "large"], ["--decoder", "published"], ["--no-clip"]):
+        with pytest.raises(ValueError, match=f"{flags[0].replace('no-', '')} has no part in continuous time"):
+            program.main([str(workdir), *flags])
+
+
 def test_weight_decay_leaves_the_schedule_alone(learned_run):
     """Eight steps at no more than 0.01 move a parameter by at most 0.08; decay would pull 13.3 by about 0.1."""
     _, _, whole = learned_run
@@ -119,11 +139,22 @@ def test_a_sampler_with_the_exact_variance_draws_the_exact_gaussian_in_five_step
     [
         ({"objective": "hybird"}, "--diffusion.objective: there is no 'hybird', did you mean 'hybrid'"),
         ({"objective": "hybrid"}, "hybrid needs --diffusion.variance learned or learned_range"),
-        ({"variance": "learned"}, "simple can't teach a variance: take hybrid or vlb"),
+        ({"variance": "learned"}, "simple can't teach a variance of learned: take"),
         ({"variance": "lerned"}, "--diffusion.variance: there is no 'lerned', did you mean 'learned'"),
-        ({"variance": "medium:2"}, r"medium:F takes F in \[0, 1\], got 2.0"),
-        ({"objective": "continuous", "variance": "learned"}, "continuous has no step whose variance or mean"),
-        ({"objective": "continuous", "prediction": "mean"}, "continuous has no step whose variance or mean"),
+        ({"variance": "medium:2"}, r"--diffusion.variance medium:F takes F in \[0, 1\], got medium:2"),
+        ({"objective": "continuous", "variance": "learned"}, "continuous has no step whose mean or variance"),
+        ({"objective": "continuous", "prediction": "mean"}, "continuous has no step whose mean or variance"),
+        ({"objective": "continuous", "num_steps": 1}, "--diffusion.num-steps must be at least 2 .*, got 1"),
+        ({"objective": "continuous", "correct_draw": False}, "--diffusion.no-correct-draw has nothing to leave out"),
+        ({"correct_draw": False}, "--diffusion.no-correct-draw has nothing to leave out with .* uniform"),
+        ({"vlb_weight": 0.1}, "--diffusion.vlb-weight 0.1 has no part in --diffusion.objective simple"),
+        ({"objective": "hybrid", "variance": "learned", "vlb_weight": float("nan")}, "must be a finite number"),
+        ({"time_range": 0.0}, "--diffusion.time-range must be a finite number above 0, got 0.0"),
+        (
+            {"objective": "continuous", "learn_schedule": True, "time_range": 4000.0},
+            "--diffusion.time-range must be 1000 where the schedule is learned, got 4000.0",
+        ),
+        ({"draw_t": "range", "draw_t_args": (("factor", float("inf")),)}, "range: factor must be a finite number"),
         (
             {"objective": "continuous", "draw_t": "log_normal"},
             "draws t by uniform, stratified, antithetic, got log_nor",
@@ -134,7 +165,7 @@ def test_a_sampler_with_the_exact_variance_draws_the_exact_gaussian_in_five_step
 )
 def test_choices_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        run.build(dataclasses.replace(CONFIG, diffusion=Diffusion(num_steps=40, **changes)))
+        run.build(dataclasses.replace(CONFIG, diffusion=Diffusion(**{"num_steps": 40} | changes)))
 
 
 def test_a_learned_variance_needs_a_network_and_a_run_that_have_one(tiny_run):
@@ -142,9 +173,7 @@ def test_a_learned_variance_needs_a_network_and_a_run_that_have_one(tiny_run):
         run.build(dataclasses.replace(CONFIG, net=NoiseNet(init_dim=8, dim_mults=(1, 2))))
     parts, state = run.load(tiny_run[0])
     settings = dataclasses.replace(CONFIG.sampling, variance="learned")
-    with pytest.raises(
-        ValueError, match=r"needs a run of that --diffusion\.variance, got one of learned_range"
-    ):
+    with pytest.raises(ValueError, match=r"needs a run of that --diffusion\.variance, got one of learned_range"):
         draw(parts, state.ema, seed=0, num=1, settings=settings)
 
 
@@ -172,8 +201,15 @@ def test_the_likelihood_program_measures_a_run(tiny_run, capsys):
 def test_the_likelihood_program_refuses_what_it_can_not_measure(tiny_run):
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         program.main([str(tiny_run[0]), "--num", "1"])
-    with pytest.raises(ValueError, match="--num-t must be at least 0, got -1"):
-        program.main([str(tiny_run[0]), "--num-t", "-1"])
+    for flags, message in {
+        ("--num-t", "-1"): "--num-t must be at least 0, got -1",
+        ("--variance", "learned"): "--variance learned needs a run that learned it, got learned_range",
+        ("--variance", "larg"): "--variance: there is no 'larg', did you mean 'large'",
+        ("--decoder", "gausian"): "--decoder: there is no 'gausian', did you mean 'gaussian'",
+        ("--data.shape", "9", "8", "1"): r"--data.shape must be the run's, \(8, 8, 1\), got \(9, 8, 1\)",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            program.main([str(tiny_run[0]), *flags])
 
 
 def test_a_likelihood_does_not_depend_on_the_batches():
@@ -184,7 +220,9 @@ def test_a_likelihood_does_not_depend_on_the_batches():
         return x_t * 0.9
 
     def measured(make, batch_size):
-        return likelihood.over(make, jax.tree_util.Partial(denoise), images, batch_size=batch_size)
+        return likelihood.over(
+            make, jax.tree_util.Partial(denoise), lambda rows: (images[rows], None), 7, batch_size=batch_size
+        )
 
     for make in (likelihood.whole(KEY, schedule), likelihood.estimated(KEY, schedule, num_t=2)):
         small, large = measured(make, 3), measured(make, 7)
@@ -205,10 +243,9 @@ def test_labels_reach_the_network_with_their_images():
     def denoise(x_t, time, labels):
         return x_t * (1 + labels[:, None, None, None])
 
-    found = [
-        likelihood.over(
-            likelihood.whole(KEY, schedule), jax.tree_util.Partial(denoise), images, np.asarray(labels), batch_size=2
-        ).bits_per_dim
-        for labels in ([0, 0, 0, 0, 0], [0, 0, 0, 0, 3])
-    ]
-    assert found[1] > found[0]
+    def measured(labels):
+        whole, known = likelihood.whole(KEY, schedule), np.asarray(labels)
+        read = lambda rows: (images[rows], known[rows])  # noqa: E731
+        return likelihood.over(whole, jax.tree_util.Partial(denoise), read, 5, batch_size=2).bits_per_dim
+
+    assert measured([0, 0, 0, 0, 3]) > measured([0, 0, 0, 0, 0])

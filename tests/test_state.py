@@ -40,6 +40,15 @@ def test_adamw_shrinks_parameters_by_rate_times_decay():
     np.testing.assert_allclose(first_move(settings, [0.0, 0.0, 0.0]), [-0.05] * 3, rtol=1e-6)
 
 
+def test_biases_and_the_noise_schedule_do_not_decay():
+    optimizer = make_optimizer(Optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5, warmup_steps=0), 10)
+    trained = {"net": {"conv": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}, "noise": {"start": jnp.ones(1)}}
+    moved, _ = optimizer.update(jax.tree.map(jnp.zeros_like, trained), optimizer.init(trained), trained)
+    np.testing.assert_allclose(moved["net"]["conv"]["kernel"], [-0.05], rtol=1e-6)
+    np.testing.assert_array_equal(moved["net"]["conv"]["bias"], [0])
+    np.testing.assert_array_equal(moved["noise"]["start"], [0])
+
+
 def test_gradient_is_clipped_by_its_global_norm():
     """With an eps far above the gradient Adam is linear in it: the first move is rate * gradient / eps."""
     settings = Optimizer(learning_rate=1.0, eps=1e6, warmup_steps=0, clip_norm=1.0)

@@ -1,5 +1,7 @@
 """Draws of t: as likely as they say, and weighted so that no expectation moves."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,17 @@ def test_a_stratified_batch_takes_every_t_once_and_an_antithetic_one_mirrors_the
     np.testing.assert_array_equal(t[:32] + t[33:65], np.full(32, 99))
 
 
+@pytest.mark.parametrize("how", [timesteps.log_normal(-1.0, 0.3), timesteps.logit_normal(), timesteps.in_range()])
+def test_every_t_comes_exactly_as_often_as_its_weight_says(how):
+    """All 2^23 values that a random float32 in [0, 1) takes, once each; the rarest t are a few of them."""
+    schedule = schedules.cosine(4000)
+    every = dataclasses.replace(how, quantiles=lambda key, size: jnp.arange(size, dtype=jnp.float32) / 2**23)
+    t, weights = jax.jit(lambda: draw(KEY, every, schedule, 2**23))()
+    counts = np.bincount(np.asarray(t), minlength=4000)
+    assert counts.min() > 0
+    np.testing.assert_allclose(2**23 / (4000 * np.asarray(weights, np.float64)), counts[np.asarray(t)], rtol=1e-6)
+
+
 def test_stratified_sums_vary_less_than_independent_ones():
     def spread(how):
         def total(key):
@@ -93,7 +106,7 @@ def test_range_makes_its_steps_so_much_more_likely():
 def test_log_normal_draws_log_sigma_with_that_mean_and_deviation(mean, std):
     """On a fine schedule, and with no uniform share; the ends, 13 and -13, are far out in the tails."""
     fine = schedules.log_snr_linear(4000, 13.0, -13.0)
-    t, _ = draw(KEY, timesteps.log_normal(mean, std, 0.0), fine, NUM)
+    t, _ = draw(KEY, timesteps.log_normal(mean, std, 1e-6), fine, NUM)
     log_sigma = -np.asarray(fine.log_snr)[np.asarray(t)] / 2
     assert log_sigma.mean() == pytest.approx(mean, abs=5 * std / np.sqrt(NUM) + 0.004)
     assert log_sigma.std() == pytest.approx(std, rel=0.01)
@@ -101,7 +114,7 @@ def test_log_normal_draws_log_sigma_with_that_mean_and_deviation(mean, std):
 
 def test_logit_normal_draws_the_logit_of_sigma_with_that_mean_and_deviation():
     fine = schedules.log_snr_linear(4000, 13.0, -13.0)
-    t, _ = draw(KEY, timesteps.logit_normal(-0.5, 0.8, 0.0), fine, NUM)
+    t, _ = draw(KEY, timesteps.logit_normal(-0.5, 0.8, 1e-6), fine, NUM)
     sigma = np.asarray(fine.sqrt_one_minus_alpha_bars, np.float64)[np.asarray(t)]
     logit = np.log(sigma / (1 - sigma))
     assert logit.mean() == pytest.approx(-0.5, abs=0.01)
@@ -196,7 +209,8 @@ def test_history_is_the_same_whether_batches_lie_on_one_device_or_not():
         ("range", [("begin", 0.5), ("end", 0.5)], "0 <= begin < end <= 1, got 0.5 and 0.5"),
         ("range", [("factor", 0.0)], "factor must be positive, got 0.0"),
         ("log_normal", [("std", 0.0)], "std must be positive, got 0.0"),
-        ("log_normal", [("uniform", 2.0)], r"uniform must lie in \[0, 1\], got 2.0"),
+        ("log_normal", [("uniform", 0.0)], r"uniform must lie in \(0, 1\], got 0.0"),
+        ("log_normal", [("mean", float("nan"))], "log_normal: mean must be a finite number, got nan"),
         ("second_moment", [("uniform", 0.0)], r"uniform must lie in \(0, 1\], got 0.0"),
         ("second_moment", [("keep", 2.5)], "keep must be a whole number of at least 1, got 2.5"),
         ("adaptive", [("bins", 0.0)], "bins must be a whole number of at least 1, got 0.0"),

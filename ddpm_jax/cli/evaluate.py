@@ -14,7 +14,7 @@ import tyro
 
 from ddpm_jax import files
 from ddpm_jax.cli import flags
-from ddpm_jax.config import Config, Sampling
+from ddpm_jax.config import Config, Data, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Flags:
     seed: int = 1
     samples: Path | None = None
     """Measure the `images` of this .npz (as sample.py --npz writes) instead of drawing."""
+    data: Data = Data()
+    """The images that training saw; the run's if not given."""
     held_out: str = "test"
     """The split that training didn't see."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
@@ -39,7 +41,9 @@ def main(args: list[str]) -> None:
         print("python -m ddpm_jax.cli.evaluate WORKDIR [--num N] [--seed S] [--samples FILE.npz] [--sampler NAME] ...")
         sys.exit(0)
     workdir, config = flags.run_folder(args[0])
-    asked = flags.parse(Flags, args[1:], prog=f"evaluate {workdir}", default=Flags(sampling=config.sampling))
+    asked = flags.parse(
+        Flags, args[1:], prog=f"evaluate {workdir}", default=Flags(data=config.data, sampling=config.sampling)
+    )
     result = _measure(asked, workdir, config)
     files.write(workdir / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"images                        {result['num_images']}")
@@ -59,10 +63,10 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> dict:
     def floats(source: data.Source) -> np.ndarray:
         return data.to_float(source.images[np.arange(len(source))])
 
-    train = data.load(config.data)
-    held_out = data.load(dataclasses.replace(config.data, split=asked.held_out))
+    train = data.load(asked.data)
+    held_out = data.load(dataclasses.replace(asked.data, split=asked.held_out))
     if train.labels is None:
-        raise ValueError(f"{config.data.source} has no labels to train the classifier on")
+        raise ValueError(f"{asked.data.source} has no labels to train the classifier on")
     real, labels, others = floats(train), train.labels[np.arange(len(train))], floats(held_out)
     if asked.samples is not None:
         images = floats(data.arrays.array(str(asked.samples)))

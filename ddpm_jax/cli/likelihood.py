@@ -1,8 +1,8 @@
-"""How many bits does an image cost? python -m ddpm_jax.cli.likelihood WORKDIR [--split test] [--num N] [--num-t K] ...
+"""How many bits does an image cost? python -m ddpm_jax.cli.likelihood WORKDIR [--num N] [--num-t K] ...
 
 The variational bound on -log p(x_0), in bits per dimension (Ho et al. 2020, Sec. 4.3), of images of the run's data:
 whole, T evaluations of the network an image, or estimated without bias from a few t (--num-t). A run that was trained
-in continuous time is measured in continuous time.
+in continuous time is measured in continuous time. A network with classes is told the class of each image.
 """
 
 import dataclasses
@@ -10,23 +10,24 @@ import json
 import sys
 from pathlib import Path
 
-from ddpm_jax import files
+from ddpm_jax import files, records
 from ddpm_jax.cli import flags
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, Data
+from ddpm_jax.records import pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     """Measure the bits per dimension of a run."""
 
-    split: str = "test"
-    """Images to measure: a split of the run's data."""
+    data: Data = Data(split="test")
+    """Images to measure: a split of the run's data, or others."""
     num: int = 0
     """How many of them; 0 for all."""
     num_t: int = 0
     """Draw this many t an image rather than visit all; 0 for all (in continuous time, 8)."""
     variance: str = ""
-    """Of the step back, as in training's --diffusion.variance; the run's own if not given."""
+    """Of the step back: large, small or medium:F; the run's own, learned or not, if not given."""
     decoder: str = "gaussian"
     """The last step: gaussian, published (its usual approximation) or categorical (Kingma et al. 2021)."""
     clip: bool = True
@@ -41,14 +42,39 @@ class Flags:
 
 def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
-        print("python -m ddpm_jax.cli.likelihood WORKDIR [--split test] [--num N] [--num-t K] [--variance NAME] ...")
+        print("python -m ddpm_jax.cli.likelihood WORKDIR [--num N] [--num-t K] [--data.split NAME] ...")
         sys.exit(0)
     workdir, config = flags.run_folder(args[0])
-    asked = flags.parse(Flags, args[1:], prog=f"likelihood {workdir}", default=Flags())
+    asked = flags.parse(
+        Flags,
+        args[1:],
+        prog=f"likelihood {workdir}",
+        default=Flags(data=dataclasses.replace(config.data, split="test")),
+    )
     for name, least in (("num", 0), ("num_t", 0), ("batch_size", 1)):
         if getattr(asked, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(asked, name)}")
+    if asked.data.shape != config.data.shape:
+        raise ValueError(f"--data.shape must be the run's, {config.data.shape}, got {asked.data.shape}")
+    _check_reading(asked, config)
     _measure(asked, workdir, config)
+
+
+def _check_reading(asked: Flags, config: Config) -> None:
+    """Refuse a variance or decoder that can't be, or that would have no part in the result."""
+    from ddpm_jax.diffusion import reverse
+    from ddpm_jax.diffusion.decoder import DECODERS
+
+    if config.diffusion.objective == "continuous":
+        usual = Flags()
+        for name in ("variance", "decoder", "clip"):
+            if getattr(asked, name) != getattr(usual, name):
+                raise ValueError(f"--{name} has no part in continuous time, got {getattr(asked, name)}")
+        return
+    pick(DECODERS, asked.decoder, "--decoder")
+    reverse.variance(asked.variance or config.diffusion.variance, "--variance")
+    if reverse.is_learned(asked.variance) and asked.variance != config.diffusion.variance:
+        raise ValueError(f"--variance {asked.variance} needs a run that learned it, got {config.diffusion.variance}")
 
 
 def _measure(asked: Flags, workdir: Path, config: Config) -> None:
@@ -61,35 +87,35 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> None:
     from ddpm_jax.figures import plots
     from ddpm_jax.training import mesh, run
 
-    source = data.load(dataclasses.replace(config.data, split=asked.split))
-    rows = np.arange(min(len(source), asked.num or len(source)))
-    images = data.to_float(source.images[rows])
-    labels = source.labels[rows] if source.labels is not None and run.num_classes(config) else None
+    source, classes = data.load(asked.data), run.num_classes(config)
+    if classes and source.num_classes != classes:
+        raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
     parts, state = run.load(workdir, step=asked.checkpoint)
     key, prediction = jax.random.key(asked.seed), config.diffusion.prediction
-    reading = {
-        "prediction": prediction,
-        "variance": asked.variance or config.diffusion.variance,
-        "clip": asked.clip,
-        "decoder": asked.decoder,
-    }
+    reading = {"variance": asked.variance or config.diffusion.variance, "clip": asked.clip, "decoder": asked.decoder}
     if config.diffusion.objective == "continuous":
-        how = "continuous time"
+        how, reading = "continuous time", {}
         curve = run.curve(parts, state.noise)
         per_batch = likelihood.in_continuous_time(key, curve, num_t=asked.num_t or 8, prediction=prediction)
     elif asked.num_t:
         how = f"{asked.num_t} t an image"
-        per_batch = likelihood.estimated(key, parts.schedule, num_t=asked.num_t, **reading)
+        per_batch = likelihood.estimated(key, parts.schedule, num_t=asked.num_t, prediction=prediction, **reading)
     else:
         how = "every t"
-        per_batch = likelihood.whole(key, parts.schedule, **reading)
-    with tqdm(total=len(images), desc="measuring", unit="image") as bar:
+        per_batch = likelihood.whole(key, parts.schedule, prediction=prediction, **reading)
+
+    def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = source.labels[rows] if classes and source.labels is not None else None
+        return data.to_float(source.images[rows]), labels
+
+    num = min(len(source), asked.num or len(source))
+    with tqdm(total=num, desc="measuring", unit="image") as bar:
         found = likelihood.over(
             per_batch,
             nets.denoiser(parts.module, state.params if asked.raw else state.ema),
-            images,
-            labels,
-            batch_size=-(-min(asked.batch_size, len(images)) // parts.mesh.size) * parts.mesh.size,
+            read,
+            num,
+            batch_size=-(-min(asked.batch_size, num) // parts.mesh.size) * parts.mesh.size,
             sharding=mesh.split(parts.mesh),
             on_batch=bar.update,
         )
@@ -97,17 +123,22 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> None:
         "bits_per_dim": found.bits_per_dim,
         "standard_error": found.standard_error,
         "num_images": found.num_images,
-        "step": int(state.step),
-        "how": how,
         **found.parts,
-        **dataclasses.asdict(asked),
+        "how": how,
+        **reading,
+        "step": int(state.step),
+        "weights": "last" if asked.raw else "averaged",
+        "seed": asked.seed,
+        "data": records.to_dict(asked.data),
     }
     files.write(workdir / "likelihood.json", (json.dumps(plain, indent=1) + "\n").encode())
     print(f"{found.bits_per_dim:.4f} +- {found.standard_error:.4f} bits/dim, {found.num_images} images, {how}")
     print("   ".join(f"{name} {value:.4g}" for name, value in found.parts.items()))
+    written = "likelihood.json"
     if found.terms is not None and found.curve is not None:
         plots.save(plots.bound(found.terms, *found.curve), workdir / "likelihood.png")
-        print(f"wrote {workdir / 'likelihood.json'} and {workdir / 'likelihood.png'}")
+        written = "likelihood.json and likelihood.png"
+    print(f"wrote {written} into {workdir}")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ class Estimate:
     """[B], each unbiased."""
     mean: jax.Array
     standard_error: jax.Array
-    """Of the mean: images and t count as one draw."""
+    """Of the mean: images and t count as one draw. Infinite for a single image."""
 
 
 def estimate(
@@ -220,21 +220,23 @@ def estimate(
         The rest is as in `bits_per_dim`.
 
     Raises:
-        ValueError: if there are too few images, steps or t for an estimate.
+        ValueError: if there are too few steps or t for an estimate, or probabilities of another shape.
     """
-    if x_0.shape[0] < 2 or num_t < 1 or schedule.num_steps < 2:
+    if num_t < 1 or schedule.num_steps < 2:
         raise ValueError(
-            "an estimate with its error takes at least 2 images, num_t >= 1 and a schedule of 2 steps, got "
-            f"{x_0.shape[0]}, {num_t} and {schedule.num_steps}"
+            f"an estimate takes num_t >= 1 and a schedule of at least 2 steps, got {num_t} and {schedule.num_steps}"
         )
     if probabilities is None:
         weights = eps_weights(schedule, schedule.posterior_variance) * jax.nn.sigmoid(schedule.log_snr + jnp.log(0.25))
-        probabilities = weights[1:] / weights[1:].sum() + 1 / (schedule.num_steps - 1)
+        weights = jnp.where(jnp.isfinite(weights), weights, 0.0)[1:]  # infinite where no signal is left
+        probabilities = weights / weights.sum() + 1 / weights.size
+    if probabilities.shape != (schedule.num_steps - 1,):
+        raise ValueError(f"probabilities must have shape {(schedule.num_steps - 1,)}, got {probabilities.shape}")
     indices = jnp.arange(x_0.shape[0]) if indices is None else indices
     reading = _Reading(prediction=prediction, variance=variance, clip=clip, bits=bits, decoder=decoder)
     total = _few_terms(key, schedule, _as_tree(denoise), jnp.asarray(x_0), indices, probabilities, num_t, reading)
     total = prior_kl(schedule, x_0) + total
-    error = jnp.std(total, ddof=1) / jnp.sqrt(total.shape[0])
+    error = jnp.std(total, ddof=1) / jnp.sqrt(total.shape[0]) if total.size > 1 else jnp.array(jnp.inf)
     return Estimate(total=total, mean=jnp.mean(total), standard_error=error)
 
 

@@ -28,8 +28,8 @@ from ddpm_jax.types import Denoiser, per_image
 
 Scalar = jax.Array | float
 
-BINS = 100
-"""Pieces of a learned curve."""
+BINS, FLOOR = 100, 0.01
+"""Pieces of a learned curve, and the part of u that is spread over them evenly, so that the curve always falls."""
 
 
 @jax.tree_util.register_dataclass
@@ -147,8 +147,8 @@ def bound(
 def init(schedule: Schedule) -> dict[str, jax.Array]:
     """Parameters of a learned curve that starts as the schedule's: start, log_span and logits [BINS].
 
-    The logits say how likely u falls into each of BINS equal bins between the ends; start and exp(log_span) are the
-    first log-SNR and how far it falls.
+    The logits say how likely u falls into each of BINS equal bins between the ends (`_shares`); start and exp(log_span)
+    are the first log-SNR and how far it falls.
     """
     log_snr, u = np.asarray(schedule.log_snr, np.float64), np.linspace(0, 1, schedule.num_steps)
     span = log_snr[0] - log_snr[-1]
@@ -158,8 +158,13 @@ def init(schedule: Schedule) -> dict[str, jax.Array]:
     return {
         "start": jnp.float32(log_snr[0]),
         "log_span": jnp.float32(np.log(span)),
-        "logits": jnp.asarray(np.log(np.maximum(shares, 1e-6)), jnp.float32),
+        "logits": jnp.asarray(np.log(np.maximum((shares - FLOOR / BINS) / (1 - FLOOR), 1e-6)), jnp.float32),
     }
+
+
+def _shares(logits: jax.Array) -> jax.Array:
+    """The probability of each bin [BINS]."""
+    return (1 - FLOOR) * jax.nn.softmax(logits) + FLOOR / BINS
 
 
 def learned(params: dict[str, jax.Array], start: Scalar, end: Scalar) -> Curve:
@@ -169,7 +174,7 @@ def learned(params: dict[str, jax.Array], start: Scalar, end: Scalar) -> Curve:
     learned, on a scale of 0 to 1000: so that a log-SNR is always told alike.
     """
     place = jnp.linspace(0, 1, BINS + 1)
-    ends = jnp.cumsum(jax.nn.softmax(jax.lax.stop_gradient(params["logits"])))
+    ends = jnp.cumsum(_shares(jax.lax.stop_gradient(params["logits"])))
     u = jnp.concatenate([jnp.zeros(1), ends[:-1], jnp.ones(1)])
     log_snr = params["start"] - jnp.exp(params["log_span"]) * place
     return Curve(u=u, log_snr=log_snr, times=1000 * (start - log_snr) / (start - end))
@@ -209,7 +214,7 @@ def loss(
         # gradient is -E_u[f^2 grad log p].
         share = jax.lax.stop_gradient(jnp.square(drawn.diffusion))
         share = share / jnp.maximum(jnp.mean(share), 1e-12)
-        towards = -jnp.mean(share * jax.nn.log_softmax(logits)[drawn.piece])
+        towards = -jnp.mean(share * jnp.log(_shares(logits))[drawn.piece])
         value = value + towards - jax.lax.stop_gradient(towards)
     t = jnp.minimum(drawn.u * num_steps, num_steps - 1)
     return value, LossTerms(loss=drawn.total, objective=drawn.total, mse=drawn.mse, t=t)

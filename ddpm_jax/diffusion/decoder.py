@@ -17,36 +17,52 @@ FAR = 1e15  # deviations to the open side of the first and the last bin; its squ
 NARROW = 0.02  # bins narrower than this many deviations are integrated by a series, wider ones by differences
 
 
-def _exact(low: jax.Array, high: jax.Array) -> jax.Array:
-    """log of the standard normal's mass between low < high, good to float32 wherever they lie."""
+LogMass = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _log_cdf(x: jax.Array) -> jax.Array:
+    """log_ndtr, with its asymptotic series below -10, for the sake of its gradient: JAX's own loses digits there."""
+    far = x < -10
+    z = jnp.where(far, x, -10.0)
+    r = 1 / z**2
+    series = jnp.log1p(-r * (1 - r * (3 - r * (15 - r * 105))))
+    tail = -0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi) - jnp.log(-z) + series
+    return jnp.where(far, tail, log_ndtr(jnp.where(far, -10.0, x)))
+
+
+def _exact(low: jax.Array, high: jax.Array, width: jax.Array) -> jax.Array:
+    """log of the standard normal's mass between low < high, good to float32 wherever they lie.
+
+    `width` is high - low, or would be if neither were open: their difference has lost its digits far from 0.
+    """
     # The mass is the same on the other side of 0, and the left tail is the one that keeps its digits.
     flip = low + high > 0
     low, high = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
-    middle, width = (low + high) / 2, high - low
-    narrow = width < NARROW
+    middle = (low + high) / 2
+    narrow = (width < NARROW) & (high - low < 1)
     series = -0.5 * middle**2 - 0.5 * jnp.log(2 * jnp.pi) + jnp.log(jnp.where(narrow, width, 1.0))
     series = series + jnp.log1p(jnp.where(narrow, width**2 * (middle**2 - 1) / 24, 0.0))
     low, high = jnp.where(narrow, -1.0, low), jnp.where(narrow, 0.0, high)  # so that no gradient is NaN there
-    top = log_ndtr(high)
-    return jnp.where(narrow, series, top + jnp.log(-jnp.expm1(log_ndtr(low) - top)))
+    top = _log_cdf(high)
+    return jnp.where(narrow, series, top + jnp.log(-jnp.expm1(_log_cdf(low) - top)))
 
 
 def _tanh_cdf(x: jax.Array) -> jax.Array:
     return 0.5 * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (x + 0.044715 * x**3)))
 
 
-def _published(low: jax.Array, high: jax.Array) -> jax.Array:
+def _published(low: jax.Array, high: jax.Array, width: jax.Array) -> jax.Array:
     """What the published code takes for it: a tanh in place of the normal's integral, no mass below 1e-12."""
+    del width
     return jnp.log(jnp.maximum(_tanh_cdf(high) - _tanh_cdf(low), 1e-12))
 
 
-def _in_bins(
-    x_0: jax.Array, p: Gaussian, bits: int, log_mass: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
+def _in_bins(x_0: jax.Array, p: Gaussian, bits: int, log_mass: LogMass) -> jax.Array:
     half = 1 / (2 ** _checked(bits) - 1)
     inverse = jnp.exp(-0.5 * p.log_variance)
     low = jnp.where(x_0 < -1 + half, -FAR, (x_0 - p.mean - half) * inverse)
-    return -log_mass(low, jnp.where(x_0 > 1 - half, FAR, (x_0 - p.mean + half) * inverse))
+    high = jnp.where(x_0 > 1 - half, FAR, (x_0 - p.mean + half) * inverse)
+    return -log_mass(low, high, 2 * half * inverse)
 
 
 def gaussian_nll(x_0: jax.Array, p: Gaussian, *, bits: int = 8) -> jax.Array:

@@ -100,7 +100,11 @@ def variance(name: str, argument: str = "variance") -> LogVariance:
         ValueError: for any other name, with the nearest.
     """
     fraction = re.fullmatch(r"medium:(\d*\.?\d+)", name)
-    return medium(float(fraction[1])) if fraction else pick(VARIANCES, name, argument)
+    if not fraction:
+        return pick(VARIANCES, name, argument)
+    if float(fraction[1]) > 1:
+        raise ValueError(f"{argument} medium:F takes F in [0, 1], got {name}")
+    return medium(float(fraction[1]))
 
 
 def is_learned(name: str) -> bool:

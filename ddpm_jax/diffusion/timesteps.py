@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.records import match_arguments, pick
@@ -34,9 +35,9 @@ def stratified(key: jax.Array, batch_size: int) -> jax.Array:
 
 
 def antithetic(key: jax.Array, batch_size: int) -> jax.Array:
-    """Pairs of an early and a late t: quantiles u and 1 - u (Song et al. 2020, code)."""
+    """Pairs of an early and a late t: quantiles u and, below 1 by the last bit, 1 - u (Song et al. 2020, code)."""
     u = jax.random.uniform(key, (-(-batch_size // 2),))
-    return jnp.concatenate([u, 1 - u])[:batch_size]
+    return jnp.concatenate([u, 1 - 2**-23 - u])[:batch_size]
 
 
 def _no_history(num_steps: int) -> History:
@@ -69,10 +70,11 @@ def draw(
     u, last = how.quantiles(key, batch_size), schedule.num_steps - 1
     if how.probabilities is None:
         return jnp.minimum(u * (last + 1), last).astype(jnp.int32), jnp.ones(batch_size)
+    # Random floats are multiples of 2^-23: with ends that are, too, each t comes exactly as often as its share of them.
     ends = jnp.cumsum(how.probabilities(schedule, history))
-    ends = ends / ends[-1]
+    ends = jnp.round(ends / ends[-1] * 2**23) / 2**23
     t = jnp.minimum(jnp.searchsorted(ends, u, side="right"), last).astype(jnp.int32)
-    chances = jnp.diff(ends, prepend=0.0)  # as they are drawn, rounding included
+    chances = jnp.diff(ends, prepend=0.0)
     return t, 1 / (schedule.num_steps * chances[t])
 
 
@@ -114,8 +116,8 @@ def _normal(mean: float, std: float, uniform: float, where: Callable[[Schedule],
     """p(t) in proportion to a normal density of `where` [T] and to how far a step moves there."""
     if not std > 0:
         raise ValueError(f"std must be positive, got {std}")
-    if not 0 <= uniform <= 1:
-        raise ValueError(f"uniform must lie in [0, 1], got {uniform}")
+    if not 0 < uniform <= 1:
+        raise ValueError(f"uniform must lie in (0, 1], got {uniform}")
 
     def probabilities(schedule: Schedule, history: History) -> jax.Array:
         del history
@@ -256,4 +258,11 @@ def build(name: str, arguments: Sequence[tuple[str, float]] = ()) -> Draw:
         ValueError: for an unknown name, or arguments that it doesn't take, with the nearest good one.
     """
     make = pick(DRAWS, name, "--diffusion.draw-t")
-    return make(**match_arguments(make, arguments, f"--diffusion.draw-t-args: {name}"))
+    where = f"--diffusion.draw-t-args: {name}"
+    for argument, value in arguments:
+        if not np.isfinite(value):
+            raise ValueError(f"{where}: {argument} must be a finite number, got {value}")
+    try:
+        return make(**match_arguments(make, arguments, where))
+    except ValueError as error:
+        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None

@@ -15,7 +15,9 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.types import Denoiser
 
 PerBatch = Callable[[jax.Array, jax.Array, Denoiser], dict[str, jax.Array]]
-"""(indices [B], images [B, ...], denoise) -> arrays [B, ...] by name, `total` among them."""
+"""(indices [B], images [B, ...], denoise) -> by name arrays [B], `total` among them, and [B, T]."""
+
+Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,18 +39,19 @@ class Likelihood:
 def over(
     per_batch: PerBatch,
     denoise: Denoiser,
-    images: np.ndarray,
-    labels: np.ndarray | None = None,
+    read: Read,
+    num: int,
     *,
     batch_size: int = 128,
     sharding: Sharding | None = None,
     on_batch: Callable[[int], Any] = lambda done: None,
 ) -> Likelihood:
-    """Measure images [N, ...] in batches; image i's noise depends on its number only.
+    """Measure images 0 .. num-1 in batches.
 
     Args:
         per_batch: from `whole`, `estimated` or `in_continuous_time`.
-        denoise: the network, a pytree; it gets the labels int [N] as a third argument if there are any.
+        denoise: the network, a pytree; it gets the labels int [B] as a third argument if there are any.
+        read: read(rows int [B]) -> images [B, ...] in [-1, 1], and labels or None.
         batch_size: images at once.
         sharding: of a batch's first axis over devices.
         on_batch: called with the number of images done.
@@ -56,30 +59,34 @@ def over(
     Raises:
         ValueError: for fewer than two images, which have no standard error.
     """
-    if len(images) < 2:
-        raise ValueError(f"a likelihood with its standard error needs at least 2 images, got {len(images)}")
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(images), batch_size):
+    if num < 2:
+        raise ValueError(f"a likelihood with its standard error needs at least 2 images, got {num}")
+    of_image: dict[str, list[np.ndarray]] = {}
+    sums: dict[str, np.ndarray] = {}
+    for start in range(0, num, batch_size):
         # The last batch repeats its last image, so that one compilation serves all.
-        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        batch = jax.tree.map(jnp.asarray, (rows, images[rows], () if labels is None else labels[rows]))
+        rows = np.minimum(np.arange(start, start + batch_size), num - 1)
+        images, labels = read(rows)
+        batch = jax.tree.map(jnp.asarray, (rows, images, () if labels is None else labels))
         indices, x_0, given = jax.device_put(batch, sharding) if sharding is not None else batch
         bound_to = denoise if labels is None else jax.tree_util.Partial(_with_labels, denoise, given)
-        kept = min(batch_size, len(images) - start)
+        kept = min(batch_size, num - start)
         for name, values in per_batch(indices, x_0, bound_to).items():
-            found.setdefault(name, []).append(np.asarray(values, np.float64)[:kept])
+            found = np.asarray(values, np.float64)[:kept]
+            if found.ndim == 1:
+                of_image.setdefault(name, []).append(found)
+            else:  # T of them an image: too many to keep
+                sums[name] = sums.get(name, 0.0) + found.sum(axis=0)
         on_batch(kept)
-    values = {name: np.concatenate(batches) for name, batches in found.items()}
-    total = values["total"]
-    many = "terms" in values
+    values = {name: np.concatenate(batches) for name, batches in of_image.items()}
+    total = values.pop("total")
     return Likelihood(
         bits_per_dim=float(total.mean()),
-        standard_error=float(total.std(ddof=1) / np.sqrt(len(total))),
-        num_images=len(total),
-        parts={name: float(part.mean()) for name, part in values.items() if part.ndim == 1 and name != "total"},
-        terms=values["terms"].mean(axis=0) if many else None,
-        # The squared error is averaged first: the figure's is that of the whole set.
-        curve=(values["rates"].mean(axis=0), np.sqrt((values["rmse"] ** 2).mean(axis=0))) if many else None,
+        standard_error=float(total.std(ddof=1) / np.sqrt(num)),
+        num_images=num,
+        parts={name: float(part.mean()) for name, part in values.items()},
+        terms=sums["terms"] / num if sums else None,
+        curve=(sums["rates"] / num, np.sqrt(sums["squares"] / num)) if sums else None,
     )
 
 
@@ -88,19 +95,25 @@ def _with_labels(denoise: Denoiser, labels: jax.Array, x_t: jax.Array, time: jax
 
 
 def whole(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
-    """Every term of the bound: T evaluations an image. `options` are those of `bound.bits_per_dim`."""
+    """Every term of the bound: T evaluations an image. `options` are those of `bound.bits_per_dim`.
+
+    Image i's noise depends on i only.
+    """
 
     def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
         found = bound.bits_per_dim(key, schedule, denoise, images, indices=indices, **options)
-        rates, rmse = found.rate_distortion()
+        rates, rmse = found.rate_distortion()  # the squares are averaged, so that the error is that of the whole set
         parts = {"prior": found.prior, "rate": found.rate, "distortion": found.distortion}
-        return {"total": found.total, **parts, "terms": found.terms, "rates": rates, "rmse": rmse}
+        return {"total": found.total, **parts, "terms": found.terms, "rates": rates, "squares": rmse**2}
 
     return per_batch
 
 
 def estimated(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
-    """An unbiased estimate from a few t an image. `options` are those of `bound.estimate`."""
+    """An unbiased estimate from a few t an image. `options` are those of `bound.estimate`.
+
+    Image i's noise and t depend on i only.
+    """
 
     def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
         return {"total": bound.estimate(key, schedule, denoise, images, indices=indices, **options).total}
@@ -109,7 +122,10 @@ def estimated(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
 
 
 def in_continuous_time(key: jax.Array, curve: Curve, *, num_t: int = 8, **options: Any) -> PerBatch:
-    """The mean of `num_t` draws of the bound in continuous time. `options` are those of `continuous.bound`."""
+    """The mean of `num_t` draws of the bound in continuous time. `options` are those of `continuous.bound`.
+
+    u is spread over each batch, so that the noise depends on the batches too, and the standard error is a little large.
+    """
 
     @jax.jit
     def once(key: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:

@@ -64,7 +64,14 @@ def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
     step = manager.latest_step() if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{manager.directory} has no checkpoint {'' if step is None else step}: found {steps}")
-    return State(**manager.restore(step, args=ocp.args.StandardRestore(_filled(like))))
+    try:
+        return State(**manager.restore(step, args=ocp.args.StandardRestore(_filled(like))))
+    except ValueError as error:
+        said = str(error).strip().splitlines() or ["no reason given"]
+        raise ValueError(
+            f"checkpoint {step} of {manager.directory} isn't of this config's arrays, or was written by an older "
+            f"version: {said[0][:200]}"
+        ) from error
 
 
 def _filled(state: State) -> dict[str, Any]:

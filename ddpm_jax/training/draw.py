@@ -25,6 +25,7 @@ def sampler(parts: Parts, settings: Sampling) -> tuple[Schedule, Step]:
     """
     schedule, own = parts.schedule, parts.config.diffusion.variance
     variance = settings.variance or own
+    reverse.variance(variance, "--sampling.variance")  # DDIM has no use for it, but a typo is a typo
     if reverse.is_learned(variance) and variance != own:
         raise ValueError(f"--sampling.variance {variance} needs a run of that --diffusion.variance, got one of {own}")
     make = records.pick(SAMPLERS, settings.sampler, "sampler")

@@ -1,6 +1,7 @@
 """A run's parts, built from its config; and its folder, read back."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +100,44 @@ def _check_objective(settings: Diffusion) -> None:
     records.pick(dict.fromkeys((*OBJECTIVES, "continuous")), objective, "--diffusion.objective")
     reverse.variance(variance, "--diffusion.variance")
     continuously = objective == "continuous"
+    weighted = objective in ("simple", "hybrid")
+    shown = objective, settings.prediction, variance
     faults = {
-        "--diffusion.objective hybrid needs --diffusion.variance learned or learned_range": (
+        f"--diffusion.objective hybrid needs --diffusion.variance learned or learned_range, got {variance}": (
             objective == "hybrid" and not reverse.is_learned(variance)
         ),
-        "--diffusion.objective simple can't teach a variance: take hybrid or vlb": (
+        f"--diffusion.objective simple can't teach a variance of {variance}: take hybrid or vlb": (
             objective == "simple" and reverse.is_learned(variance)
         ),
-        "--diffusion.objective continuous has no step whose variance or mean could be learned": (
+        f"--diffusion.objective {shown[0]} has no step whose mean or variance could be learned, got {shown[1:]}": (
             continuously and (reverse.is_learned(variance) or settings.prediction == "mean")
         ),
         f"--diffusion.objective continuous draws t by {', '.join(continuous.QUANTILES)}, got {settings.draw_t}": (
             continuously and settings.draw_t not in continuous.QUANTILES
         ),
-        "--diffusion.learn-schedule needs --diffusion.objective continuous": (
+        f"--diffusion.learn-schedule needs --diffusion.objective continuous, got {objective}": (
             settings.learn_schedule and not continuously
         ),
+        f"--diffusion.num-steps must be at least 2 for --diffusion.objective continuous, got {settings.num_steps}": (
+            continuously and settings.num_steps < 2
+        ),
         f"--diffusion.weighting {settings.weighting} has no part in --diffusion.objective {objective}": (
-            settings.weighting != "simple" and objective not in ("simple", "hybrid")
+            settings.weighting != "simple" and not weighted
+        ),
+        f"--diffusion.vlb-weight {settings.vlb_weight} has no part in --diffusion.objective {objective}": (
+            settings.vlb_weight != Diffusion().vlb_weight and objective != "hybrid"
+        ),
+        f"--diffusion.vlb-weight must be a finite number of at least 0, got {settings.vlb_weight}": (
+            not (math.isfinite(settings.vlb_weight) and settings.vlb_weight >= 0)
+        ),
+        f"--diffusion.time-range must be a finite number above 0, got {settings.time_range}": (
+            not (math.isfinite(settings.time_range) and settings.time_range > 0)
+        ),
+        f"--diffusion.time-range must be 1000 where the schedule is learned, got {settings.time_range}": (
+            settings.learn_schedule and settings.time_range != 1000
+        ),
+        f"--diffusion.no-correct-draw has nothing to leave out with --diffusion.draw-t {settings.draw_t}": (
+            not settings.correct_draw and (continuously or settings.draw_t in continuous.QUANTILES)
         ),
     }
     if wrong := [fault for fault, found in faults.items() if found]:
@@ -184,7 +205,8 @@ def make_remember(parts: Parts) -> Remember:
 
 def _told(parts: Parts) -> tuple[jax.Array, jax.Array]:
     """The first and last log-SNR before any was learned, by which a network is told the time."""
-    return parts.schedule.log_snr[0], parts.schedule.log_snr[-1]
+    before = schedules.build(parts.config.diffusion)  # not parts.schedule, which may be the learned one already
+    return before.log_snr[0], before.log_snr[-1]
 
 
 def curve(parts: Parts, noise: Any) -> Curve:

@@ -39,13 +39,18 @@ def _adam(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransforma
     return optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps)
 
 
-def _of_network(trained: Any) -> Any:
-    """Where weight decay belongs: everywhere but in the noise schedule, whose zero means nothing."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[0], "key", None) != "noise", trained)
+def _decays(trained: Any) -> Any:
+    """Where weight decay belongs: neither in biases, nor in the noise schedule, whose zero means nothing."""
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        names = [getattr(entry, "key", None) for entry in path]
+        return names[0] != "noise" and names[-1] != "bias"
+
+    return jax.tree_util.tree_map_with_path(decays, trained)
 
 
 def _adamw(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransformation:
-    decay = {"weight_decay": settings.weight_decay, "mask": _of_network}
+    decay = {"weight_decay": settings.weight_decay, "mask": _decays}
     return optax.adamw(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, **decay)
 
 
