@@ -5,6 +5,15 @@ Command:   python train.py adm64
            to train for guidance without a classifier, too: --net.label-dropout 0.1, which adds a class for "no class"
            from the published weights:
            python -m ddpm_jax.cli.convert read 64x64_diffusion.pt runs/adm64 --preset adm64
+           256x256_diffusion.pt (553,838,086 parameters) is read by
+             --preset adm64 --data.shape 256 256 3 --net.features 256 --net.multipliers 1 1 2 2 4 4
+             --net.num-res-blocks 2 --net.attention-levels 3 4 5 --net.qkv-by-head --net.dropout 0
+             --diffusion.schedule linear
+           256x256_diffusion_uncond.pt and lsun_*.pt (552,814,086) so too, with --net.num-classes 0;
+           128x128_diffusion.pt (421,529,606) with --data.shape 128 128 3 --net.multipliers 1 1 2 3 4
+             --net.attention-levels 2 3 4 --net.head-features 0 (four heads);
+           512x512_diffusion.pt (558,997,638) with --data.shape 512 512 3 --net.multipliers 0.5 1 1 2 2 4 4
+             --net.attention-levels 4 5 6
 Hardware:  many accelerators: 540,000 steps of 2048 images are 863 passes over the set; --net.remat saves memory
 Result:    FID 2.07 with 250 steps and no guidance (Dhariwal & Nichol 2021, Table 5); settings from its Appendix I
 """

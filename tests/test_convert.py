@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 from conftest import ROOT
@@ -29,17 +30,9 @@ SCHEDULER = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "varianc
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # The network of golden/ho_tiny and score_sde_tiny, and as flags.
 SMALL = UNet(features=4, multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,))
-TINY = (
-    "--net.features",
-    "4",
-    "--net.multipliers",
-    "1",
-    "2",
-    "--net.num-res-blocks",
-    "1",
-    "--net.attention-levels",
-    "1",
-)
+TINY = [
+    "--net.features", "4", "--net.multipliers", "1", "2", "--net.num-res-blocks", "1", "--net.attention-levels", "1",
+]  # fmt: skip
 
 
 DATA, DIFFUSION = Data(source="folder", shape=(8, 8, 3)), Diffusion(schedule="cosine", variance="small")
@@ -87,6 +80,7 @@ def test_read_makes_a_run_of_published_weights(read, source):
     _, variables = diffusers.load(source)
     parts, state = run.load(read)
     assert int(state.step) == 5
+    assert [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")] == [0, 5]
     assert equal(state.params, variables["params"])
     assert equal(state.ema, variables["params"])
     config = parts.config
@@ -112,7 +106,8 @@ def test_read_says_what_was_read_and_what_comes_next(tmp_path, capsys, written):
     assert said[0].startswith("the source's own settings hold: data.shape: [32, 32, 3] -> [16, 16, 3]; ")
     assert "net.features: 64 -> 32" in said[0]
     assert said[1].startswith(f"{workdir}: 702,499 parameters from {source / WEIGHTS}, as published")
-    assert said[2:] == [f"draw images:  python sample.py {workdir}", f"train on:     python train.py {workdir}"]
+    assert said[2] == "kept by it:   objective simple, draw-t uniform, time-range 1000: flags of read"
+    assert said[3:] == [f"draw images:  python sample.py {workdir}", f"train on:     python train.py {workdir}"]
     config = written[0][0]
     assert (config.net.features, config.data.name, config.steps) == (32, "cifar10", 800_000)
 
@@ -188,7 +183,9 @@ OTHERS = {
 def test_the_other_formats_are_told_by_their_files(name, written, capsys):
     more, which, load = OTHERS[name]
     convert.main(["read", str(GOLDEN / name), "run", *more, *TINY])
-    assert which in capsys.readouterr().out.splitlines()[0]
+    said = capsys.readouterr().out.splitlines()[0]
+    assert which in said
+    assert ("read as a VP network; files of the subvp and ve configs look the same" in said) == ("sde" in name)
     ((config, params),) = written
     assert config.data.name == "cifar10"
     assert equal(params, load(GOLDEN / name)["params"])
@@ -288,7 +285,8 @@ def test_a_write_that_fails_or_a_folder_in_use_leaves_all_as_it_was(source, tmp_
         (["read", "{s}", "{w}", "--raw"], "--raw needs a source with two sets of weights"),
         (["read", "{s}", "{w}", "--step", "-1"], "--step must be 0 or more, got -1"),
         (["read", "{s}/config.json", "{w}"], "looks like none of the formats that are read; say --format"),
-        (["read", str(GOLDEN / "torch_zip.pt"), "{w}"], "--preset must be one with network adm .*, got unet"),
+        (["read", str(GOLDEN / "torch_zip.pt"), "{w}"], "adm for .* got unet: adm64, iddpm_cifar10, iddpm_imagenet64$"),
+        (["read", str(GOLDEN / "torch_zip.pt"), "{w}", "--null-class"], "--null-class is for diffusers networks"),
         (["write", "{s}x", "{w}"], "is no run's folder"),
     ],
 )

@@ -12,8 +12,9 @@ import pytest
 import safetensors.numpy
 
 from ddpm_jax import nets
+from ddpm_jax.cli import convert
 from ddpm_jax.config import VDM, Config, Data, Diffusion, NoiseNet, Sampling, UNet
-from ddpm_jax.interop import diffusers
+from ddpm_jax.interop import diffusers, folder
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {
@@ -214,3 +215,73 @@ def test_outputs_that_arent_the_variances_are_refused(tmp_path):
     file.write_text(json.dumps(PUBLISHED | {"variance_type": "learned_range"}))
     with pytest.raises(ValueError, match=r"out_channels must be 6 for 3 channels and .*variance learned_range, got 3"):
         diffusers.describe(tmp_path / "out", Config())
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A network of four classes as we write it, `said(*flags)` of reading it, and what reading it gives."""
+    config = changed(net={"num_classes": 3})
+    diffusers.save(tmp_path / "out", config, parameters(config))
+    taken = []
+    monkeypatch.setattr(folder, "write", lambda workdir, config, params, *, step: taken.append((config, params)))
+
+    def read(*args):
+        convert.main(["read", str(tmp_path / "out"), str(tmp_path / "run"), *args])
+        return taken.pop()
+
+    return read
+
+
+def forget(tmp_path):
+    """Leaves the settings as others write them."""
+    file = tmp_path / "out" / "unet" / "config.json"
+    plain = json.loads(file.read_text())
+    assert plain.pop("_ddpm_jax_null_class") is True
+    file.write_text(json.dumps(plain))
+
+
+def test_our_own_networks_come_back_with_their_no_class(published, capsys):
+    config, params = published()
+    assert (config.net.num_classes, config.net.label_dropout) == (3, 0.1)
+    assert equal(params, parameters(changed(net={"num_classes": 3})))
+    assert "its classes are 0 to 2; its last, 3, is read as no class" in capsys.readouterr().out
+
+
+def test_a_publishers_classes_are_all_kept_and_no_class_is_their_mean(published, capsys, tmp_path):
+    forget(tmp_path)
+    config, params = published()
+    assert (config.net.num_classes, config.net.label_dropout) == (4, 0.0)
+    theirs, ours = parameters(changed(net={"num_classes": 3})), params["classes"]["embedding"]
+    np.testing.assert_array_equal(ours[:4], theirs["classes"]["embedding"])
+    np.testing.assert_allclose(ours[4], theirs["classes"]["embedding"].mean(axis=0), rtol=1e-5, atol=1e-6)
+    assert equal({**params, "classes": 0}, {**theirs, "classes": 0})
+    said = capsys.readouterr().out
+    assert "its classes are 0 to 3; 4, no class, is added, the mean of them, and not trained: " in said
+    assert published("--net.label-dropout", "0.2")[0].net.label_dropout == 0.2
+
+
+def test_a_publishers_last_class_is_no_class_where_a_flag_says_so(published, tmp_path):
+    forget(tmp_path)
+    config, params = published("--null-class")
+    assert (config.net.num_classes, config.net.label_dropout) == (3, 0.1)
+    assert equal(params, parameters(changed(net={"num_classes": 3})))
+
+
+def test_the_flag_of_no_class_needs_classes(tmp_path):
+    diffusers.save(tmp_path / "out", changed(), parameters(changed()))
+    with pytest.raises(ValueError, match=r"--null-class needs a network with classes, .*out has none"):
+        convert.main(["read", str(tmp_path / "out"), str(tmp_path / "run"), "--null-class"])
+
+
+def test_flags_of_sampling_stand_and_a_presets_give_way(published, capsys, tmp_path):
+    config, _ = published("--sampling.no-clip", "--sampling.steps", "50", "--sampling.variance", "small")
+    assert config.sampling == Sampling(clip=False, steps=(50,), variance="small")
+    assert "hold" not in capsys.readouterr().out
+    file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(PUBLISHED | {"_class_name": "DDIMScheduler"}))
+    config, _ = published("--preset", "cifar10")
+    assert config.sampling == Sampling(sampler="ddim", eta=0.0)
+    assert "sampling.sampler: 'ddpm' -> 'ddim'" in capsys.readouterr().out
+    file.unlink()
+    published("--diffusion.schedule", "cosine")
+    assert "it has no scheduler_config.json: read as cosine, 1000 steps, eps" in capsys.readouterr().out

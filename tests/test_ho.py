@@ -124,7 +124,7 @@ def test_whole_numbers_are_no_weights(change):
     name = f"model/conv_out/b{AVERAGE}"
     change(lambda tensors: tensors.update({name: tensors[name].astype(np.int32)}))
     with pytest.raises(
-        ValueError, match=r"weights must be of a float type, but not so .*/conv_out/b/.*Average \(int32\)$"
+        ValueError, match=r"fit the network: model/conv_out/b/.*Average must be of .*float32, float64, got int32$"
     ):
         ho.load(GOLDEN, MODULE, 3)
 

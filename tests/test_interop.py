@@ -143,6 +143,10 @@ def test_the_old_names_of_attention_are_read_as_the_new(copy):
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, same))
 
 
+def test_the_old_names_are_read_in_blocks_of_two_digits_too():
+    assert diffusers._newer("up_blocks.1.attentions.12.proj_attn.bias") == "up_blocks.1.attentions.12.to_out.0.bias"
+
+
 def test_the_256_networks_settings_are_ours(tmp_path):
     """google/ddpm-celebahq-256: six levels, attention at 16 x 16, the fifth of them."""
     plain = {**json.loads((GOLDEN / "diffusers_unet2d.json").read_text()), **CELEBA_256}
@@ -225,7 +229,7 @@ def test_settings_that_are_no_json_object_are_refused(name, text, message, copy)
         ),
         ({"upsample_type": "resnet"}, "all levels must be resized alike, got .*with upsample_type 'resnet'$"),
         ({"downsample_type": "resnt"}, "downsample_type: there is no 'resnt', did you mean 'resnet'"),
-        ({"num_class_embeds": 1}, "num_class_embeds must be at least 2, got 1$"),
+        ({"num_class_embeds": 1}, "num_class_embeds must be 2 to 1000000, got 1$"),
         ({"class_embed_type": "timestep"}, "class_embed_type must be None, got 'timestep'$"),
         ({"_class_name": "UNet2DConditionModel"}, "_class_name must be 'UNet2DModel', got 'UNet2DConditionModel'$"),
         ({"down_block_types": ["DownBlock2D", "AttnDownBlok2D"]}, "down_block_types: .*did you mean 'AttnDownBlock2D'"),

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from ddpm_jax import nets
+from ddpm_jax.cli import convert, flags
 from ddpm_jax.interop import openai, weights
 from ddpm_jax.nets.adm import ADM
 
@@ -61,12 +63,15 @@ def test_what_was_read_is_written_bit_for_bit(name):
         np.testing.assert_array_equal(written[key], tensor, strict=True)
 
 
-def test_both_kinds_of_file_are_read_alike(tmp_path):
+def test_every_kind_of_file_is_read_alike(tmp_path):
     tensors, variables = read("adm_improved.pt")
     safetensors.numpy.save_file(dict(tensors), tmp_path / "same.safetensors")
-    again = openai.load(tmp_path / "same.safetensors", CASES["adm_improved.pt"], 3)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, variables))
-    assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {jnp.dtype("float32")}
+    for ending in (".pth", ".bin"):
+        shutil.copy(GOLDEN / "adm_improved.pt", tmp_path / f"same{ending}")
+    for path in tmp_path.iterdir():
+        again = openai.load(path, CASES["adm_improved.pt"], 3)
+        assert jax.tree.all(jax.tree.map(np.array_equal, again, variables))
+        assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {jnp.dtype("float32")}
 
 
 def test_blocks_are_numbered_as_they_are_published():
@@ -106,7 +111,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         openai.load(tmp_path / "nothing.pt", module, 3)
     shutil.copy(GOLDEN / "adm_improved.pt", tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"model\.ckpt must end in \.pt or \.safetensors, got '\.ckpt'"):
+    with pytest.raises(ValueError, match=r"model\.ckpt must end in \.pt or .* or \.safetensors, got '\.ckpt'"):
         openai.load(tmp_path / "model.ckpt", module, 3)
     whole = (GOLDEN / "adm_improved.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
@@ -130,3 +135,28 @@ def test_collect_refuses_what_could_not_be_read_back():
     wide = {"params": {"a": {"kernel": np.zeros((3, 3, 1, 1))}}}
     with pytest.raises(ValueError, match=r"a\.kernel can't be a dense layer: .* shape \[3, 3, 1, 1\]"):
         weights.collect(wide, ".".join, dense=lambda name: True)
+
+
+PUBLISHED = {
+    273_049_350: "--preset iddpm_imagenet64 --net.features 192 --net.num-classes 1000 --diffusion.time-range 4000 "
+    "--diffusion.vlb-weight 0.00025",
+    113_676_678: "--preset iddpm_imagenet64 --data.shape 256 256 3 --net.multipliers 1 1 2 2 4 4 "
+    "--net.num-res-blocks 2 --net.attention-levels 4 --net.num-heads 1 --net.no-scale-shift-norm "
+    "--diffusion.schedule linear --diffusion.num-steps 1000",
+    553_838_086: "--preset adm64 --data.shape 256 256 3 --net.features 256 --net.multipliers 1 1 2 2 4 4 "
+    "--net.num-res-blocks 2 --net.attention-levels 3 4 5 --net.qkv-by-head --net.dropout 0 --diffusion.schedule linear",
+}
+
+
+@pytest.mark.parametrize("count", PUBLISHED)
+def test_the_flags_in_a_presets_docstring_are_those_of_the_published_network(count):
+    args = PUBLISHED[count].split()
+    said = " ".join((flags.PRESETS / f"{args[1]}.py").read_text().split())
+    assert f"({count:,}" in said
+    assert PUBLISHED[count] in said
+    default = convert.Read(config=flags.load_preset(args[1]))
+    config = flags.parse(convert.Read, args, prog="convert", default=default).config
+    module = nets.build(config)
+    small = (32, 32, 3)  # parameters don't depend on the images' size
+    plan = jax.eval_shape(lambda key: nets.init(key, module, small), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(plan)) == count

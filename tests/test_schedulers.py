@@ -1,14 +1,21 @@
 """The scheduler of a diffusers folder: its settings as a run's, and back."""
 
 import json
+import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.config import Diffusion, Sampling
+from ddpm_jax import config as config_lib
+from ddpm_jax.cli import convert
+from ddpm_jax.config import Config, Diffusion, Optimizer, Sampling
 from ddpm_jax.diffusion import schedules
-from ddpm_jax.interop import schedulers
+from ddpm_jax.interop import diffusers, folder, schedulers
+from ddpm_jax.training import run
+from ddpm_jax.training.state import make_optimizer
 
 BETAS = (("beta_start", 0.00085), ("beta_end", 0.012))
 # What a DDPMScheduler's file says of the published CIFAR-10 network.
@@ -44,13 +51,17 @@ def read(plain, diffusion=None):
          Diffusion(prediction="v", zero_terminal_snr=True)),
         ({"prediction_type": "sample"}, Diffusion(prediction="x0")),
         ({"predict_epsilon": False, "tensor_format": "pt"}, Diffusion(prediction="x0")),
-        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": True}, Diffusion()),
     ],
 )  # fmt: skip
 def test_a_schedulers_settings_are_ours(change, wanted):
     diffusion, sampling = read(PUBLISHED | change)
     assert diffusion == wanted
     assert sampling == Sampling(clip=True, variance="")
+
+
+def test_a_ddim_scheduler_makes_the_sampler_ddim():
+    diffusion, sampling = read(PUBLISHED | {"_class_name": "DDIMScheduler", "set_alpha_to_one": True})
+    assert (diffusion, sampling) == (Diffusion(), Sampling(sampler="ddim", eta=0.0))
 
 
 def test_betas_are_those_of_the_file():
@@ -88,7 +99,7 @@ def test_another_number_of_steps_keeps_the_betas_and_tells_the_network_the_index
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_train_timesteps": 1}, "s.json: num_train_timesteps must be at least 2, got 1"),
+        ({"num_train_timesteps": 1}, "s.json: num_train_timesteps must be 2 to 100000, got 1$"),
         (
             {"beta_schedule": "sigmoid"},
             "s.json: beta_schedule: there is no 'sigmoid'; choose from linear, scaled_linear",
@@ -115,3 +126,36 @@ def test_a_schedule_without_a_name_there_goes_as_its_betas_and_comes_back_by_its
     assert read(plain, ours)[0] == ours
     with pytest.raises(ValueError, match=r"not --diffusion.schedule linear: at t = \d+ it has .*, that has"):
         read(plain)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.0), (5, 0.05), (10, 0.1), (55, 0.05)])
+def test_the_learning_rate_goes_on_from_the_step_that_a_run_is_read_at(name, step, rate):
+    """Adam's first step is the rate itself, whatever the gradient; with a count of its own moved on, it would be more.
+
+    Ten steps up to 0.1, then a cosine over ninety: at step 55 it is half way.
+    """
+    optimizer = make_optimizer(Optimizer(name=name, learning_rate=0.1, warmup_steps=10, decay="cosine"), 100)
+    params = {"net": jnp.zeros(2)}
+    state = folder._scheduled(optimizer.init(params), jnp.int32(step))
+    updates, _ = optimizer.update({"net": jnp.array([0.3, -0.02])}, state, params)
+    (moved,) = jax.tree.leaves(updates)
+    np.testing.assert_allclose(moved, [-rate, rate], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (Sampling(), ""),
+        (Sampling(sampler="ddim", steps=(50,)), "not part of it: sampler ddim and its steps (50); DDPMPipeline draws"),
+        (Sampling(steps=(10, 20)), "not part of it: sampler ddpm and its steps (10 20); DDPMPipeline draws"),
+    ],
+)
+def test_write_says_what_a_scheduler_does_not_keep(sampling, said, tmp_path, monkeypatch, capsys):
+    config_lib.write(Config(sampling=sampling), tmp_path / "config.json")
+    monkeypatch.setattr(run, "load", lambda workdir, step: (None, types.SimpleNamespace(step=1, params={}, ema={})))
+    monkeypatch.setattr(diffusers, "save", lambda *args: None)
+    convert.main(["write", str(tmp_path), str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert ("not part of it" in printed) == bool(said)
+    assert said in printed

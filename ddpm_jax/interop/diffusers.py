@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import safetensors.numpy
 
 from ddpm_jax import config as config_lib
@@ -44,6 +45,7 @@ _PARTS = {
     "v": "to_v",
     "out": "to_out.0",
 }
+_LARGEST = 65_536
 # What the attention's layers were called when the published checkpoints were written.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -66,7 +68,7 @@ def _renamer(net: config_lib.UNet) -> Callable[[list[str]], str]:
 
 def _newer(name: str) -> str:
     """A tensor's name with the attention's layers called as they are now."""
-    return re.sub(rf"(?<=attentions\.\d\.)({'|'.join(_OLD)})(?=\.)", lambda found: _OLD[found[1]], name)
+    return re.sub(rf"(attentions\.\d+\.)({'|'.join(_OLD)})(?=\.)", lambda found: found[1] + _OLD[found[2]], name)
 
 
 def _find(folder_or_prefix: str | Path) -> tuple[Path, Path]:
@@ -106,9 +108,35 @@ def load(folder_or_prefix: str | Path) -> tuple[UNet, dict[str, Any]]:
     tensors = torch_file.read_tensors(kept) if kept.suffix == ".bin" else weights.read_tensors(kept)
     # A name in both fashions stays as it is, and is then refused as one too many.
     tensors = {name if _newer(name) in tensors else _newer(name): tensor for name, tensor in tensors.items()}
+    # A block has ten tensors. Settings of many more than the file has would take long to lay out, for nothing.
+    blocks = 2 * len(settings.block_out_channels) * settings.layers_per_block
+    if 5 * blocks > len(tensors):
+        wanted = f"at least {10 * blocks} tensors in {kept}, for block_out_channels and layers_per_block"
+        raise ValueError(f"{described}: there must be {wanted}, got {len(tensors)}")
     net = unet2d.net(settings, described)
     module = nets.NETS[config_lib.UNet](net, settings.out_channels, (1, 1, settings.in_channels))
     return module, weights.fill(module, settings.in_channels, len(net.multipliers) - 1, tensors, _renamer(net))
+
+
+def has_null_class(folder_or_prefix: str | Path) -> bool:
+    """Do the settings say that the last class is "no class"? Those that `save` writes do."""
+    return weights.read_json(_find(folder_or_prefix)[0]).get(unet2d.NULL_CLASS) is True
+
+
+def add_null_class(config: Config, params: Any) -> tuple[Config, Any]:
+    """A network read with its last class for "no class", as one with all its classes and a new "no class".
+
+    That is the mean of the others, [4 features]: nothing has been trained for it.
+
+    Raises:
+        ValueError: for a network without classes.
+    """
+    if not isinstance(config.net, config_lib.UNet) or not config.net.num_classes:
+        raise ValueError("the network must be a unet with classes, got one without")
+    net = dataclasses.replace(config.net, num_classes=config.net.num_classes + 1)
+    rows = params["classes"]["embedding"]
+    rows = jnp.concatenate([rows, rows.mean(axis=0, keepdims=True)])
+    return dataclasses.replace(config, net=net), {**params, "classes": {**params["classes"], "embedding": rows}}
 
 
 def scheduler_file(folder_or_prefix: str | Path) -> Path | None:
@@ -161,8 +189,9 @@ def _size(found: Any, where: Path) -> tuple[int, int] | None:
     if found is None:
         return None
     sides = found if isinstance(found, list) else [found, found]
-    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise ValueError(f"{where}: sample_size must be a number of pixels, or height and width, got {found!r}")
+    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= _LARGEST for side in sides):
+        wanted = f"a number of pixels up to {_LARGEST}, or height and width"
+        raise ValueError(f"{where}: sample_size must be {wanted}, got {str(found)[:80]}")
     return sides[0], sides[1]
 
 
@@ -170,7 +199,8 @@ def save(folder: Path, config: Config, params: Any) -> None:
     """Write a network as a folder that diffusers.DDPMPipeline.from_pretrained opens: whole or not at all.
 
     In it: model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors and
-    scheduler/scheduler_config.json. UNet2DModel has no default class: it wants labels, num_classes for "no class".
+    scheduler/scheduler_config.json. UNet2DModel has no default class: it wants labels, num_classes for "no class", and
+    config.json says so to `has_null_class`. The sampler and its steps are no part of it.
 
     Raises:
         ValueError: before anything is written, for a folder in use, parameters of another network, or what diffusers

@@ -54,11 +54,8 @@ def place(
     """`weights.fill` for kernels that lie as ours do: [H, W, in, out], and [in, out] for dense layers and 1x1.
 
     Raises:
-        ValueError: as `fill` does; and for tensors that aren't of a float type.
+        ValueError: as `fill` does.
     """
-    others = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype.kind != "f"]
-    if others:
-        raise ValueError(f"weights must be of a float type, but not so {', '.join(others)}")
     turned = dict(tensors)
 
     # `fill` names every parameter before it looks at a tensor. What has no place stays as it is, for the error to show.

@@ -40,6 +40,16 @@ class _Settings:
     parameters: int = 0
 
 
+def _check(settings: _Settings, where: Path) -> None:
+    """Refuse numbers that no network has, before anything is sized by them."""
+    for name, most in (("channels", 64), ("image_dim", 65_536), ("init_dim", 65_536)):
+        if not 1 <= getattr(settings, name) <= most:
+            raise ValueError(f"{where}.{name} must be 1 to {most}, got {getattr(settings, name)}")
+    mults = settings.dim_mults
+    if not 1 <= len(mults) <= 16 or not all(1 <= mult <= 1024 for mult in mults):
+        raise ValueError(f"{where}.dim_mults must be 1 to 16 numbers from 1 to 1024, got {str(mults)[:80]}")
+
+
 def _tops(last: int) -> dict[str, str]:
     """The document's name for each block of levels 0 .. last; it counts the way up from the deepest level."""
     tops = dict(_TOPS)
@@ -63,6 +73,7 @@ def load(prefix: str | Path) -> tuple[NoiseNet, dict[str, Any]]:
     """
     described = Path(f"{prefix}.json")
     settings = records.from_dict(weights.read_json(described), _Settings, str(described))
+    _check(settings, described)
     fields = dataclasses.asdict(settings)
     stated = fields.pop("parameters")
     tensors = weights.read_tensors(Path(f"{prefix}.safetensors"))

@@ -1,8 +1,17 @@
 """Published weights of improved-diffusion and guided-diffusion, under the names of OpenAI's UNetModel.
 
 A checkpoint holds tensors and no settings: the network comes from a preset, such as iddpm_cifar10 or adm64. What fits
-is a network for which both agree on every name and shape. Two settings leave no trace in either, and must be right in
-the preset: the number of heads, and the order of the projection's channels (`qkv_by_head`).
+is a network for which both agree on every name and shape. What leaves no trace in either must be right in the preset
+and the flags:
+
+    the number of heads, and the order of the projection's channels (net.qkv_by_head)
+    the schedule and its T (diffusion.schedule, num_steps)
+    what the network is told of the time: a run with rescale_timesteps False was told t itself, so that one of 4000
+        steps needs --diffusion.time-range 4000
+    for training on, dropout; and of a run with rescale_learned_sigmas False the bound's weight, 1 / T: with T = 4000
+        --diffusion.vlb-weight 0.00025
+
+The presets' docstrings give the flags of each published network.
 """
 
 from collections.abc import Callable
@@ -16,6 +25,8 @@ from ddpm_jax.nets import ADM
 
 READERS: dict[str, Callable[[Path], weights.Tensors]] = {
     ".pt": torch_file.read_tensors,
+    ".pth": torch_file.read_tensors,
+    ".bin": torch_file.read_tensors,
     ".safetensors": weights.read_tensors,
 }
 _TOPS = {
@@ -78,7 +89,7 @@ def names(module: ADM) -> Callable[[list[str]], str]:
 
 
 def load(path: Path, module: ADM, channels: int) -> dict[str, Any]:
-    """The weights of a .pt or .safetensors file for a network that sees images of so many channels.
+    """The weights of a .pt (.pth, .bin) or .safetensors file for a network that sees images of so many channels.
 
     Returns:
         {"params": ...} as module.apply takes it, in float32.

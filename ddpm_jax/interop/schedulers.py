@@ -27,7 +27,9 @@ _NOTES = {
     "timestep_spacing",
     "timestep_values",
 }
-_CLASSES: dict[str, None] = dict.fromkeys(("DDPMScheduler", "DDIMScheduler"))
+# Each class, and what it says of a run's sampler.
+_CLASSES: dict[str, dict[str, Any]] = {"DDPMScheduler": {}, "DDIMScheduler": {"sampler": "ddim", "eta": 0.0}}
+_MOST_STEPS = 100_000
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # "learned" is no logarithm there, and fixed_large_log is the square root of one.
@@ -59,13 +61,14 @@ class _Settings:
 def read(plain: Mapping[str, Any], where: Path, diffusion: Diffusion, sampling: Sampling) -> tuple[Diffusion, Sampling]:
     """The run's settings with what a scheduler_config.json says put in.
 
-    A list of betas doesn't say what schedule it is of: it must be that of `diffusion`.
+    A list of betas doesn't say what schedule it is of: it must be that of `diffusion`. A DDIMScheduler makes the
+    sampler ddim with eta 0; a DDPMScheduler leaves it.
 
     Raises:
         ValueError: for a setting that ours can't express, with the value got and those that can be.
     """
     kind = plain.get("_class_name", "DDPMScheduler")
-    records.pick(_CLASSES, kind, f"{where}: _class_name")
+    sampler = records.pick(_CLASSES, kind, f"{where}: _class_name")
     for name, wanted in _FIXED.items():
         if plain.get(name, wanted) != wanted:
             raise ValueError(f"{where}: {name} must be {wanted!r}, got {plain[name]!r}")
@@ -79,8 +82,11 @@ def read(plain: Mapping[str, Any], where: Path, diffusion: Diffusion, sampling: 
     # A DDIMScheduler takes no variance_type.
     variance = records.pick(_VARIANCES, settings.variance_type, f"{where}: variance_type")
     steps = settings.num_train_timesteps
-    if steps < 2:
-        raise ValueError(f"{where}: num_train_timesteps must be at least 2, got {steps}")
+    if not 2 <= steps <= _MOST_STEPS:
+        raise ValueError(f"{where}: num_train_timesteps must be 2 to {_MOST_STEPS}, got {steps}")
+    found = len(settings.trained_betas)
+    if found not in (0, steps):
+        raise ValueError(f"{where}: trained_betas must be {steps} numbers, got {found}")
     diffusion = dataclasses.replace(
         diffusion,
         num_steps=steps,
@@ -94,6 +100,9 @@ def read(plain: Mapping[str, Any], where: Path, diffusion: Diffusion, sampling: 
         _check_betas(settings.trained_betas, where, diffusion)
     else:
         schedule = records.pick(_SCHEDULES, settings.beta_schedule, f"{where}: beta_schedule")
+        for name in ("beta_start", "beta_end"):
+            if schedule != "cosine" and not 0 < getattr(settings, name) <= 1:
+                raise ValueError(f"{where}: {name} must lie in (0, 1], got {getattr(settings, name)}")
         # Theirs are the ends for whatever T; ours those for 1000 steps, where the schedule scales them.
         scale = steps / 1000 if schedule == "linear" else 1.0
         ends = (("beta_start", scale * settings.beta_start), ("beta_end", scale * settings.beta_end))
@@ -101,7 +110,7 @@ def read(plain: Mapping[str, Any], where: Path, diffusion: Diffusion, sampling: 
         diffusion = dataclasses.replace(
             diffusion, schedule=schedule, schedule_args=() if usual else ends, log_snr_shift=1.0
         )
-    return diffusion, dataclasses.replace(sampling, clip=settings.clip_sample, variance="")
+    return diffusion, dataclasses.replace(sampling, clip=settings.clip_sample, variance="", **sampler)
 
 
 def _betas(diffusion: Diffusion) -> np.ndarray:
@@ -111,8 +120,6 @@ def _betas(diffusion: Diffusion) -> np.ndarray:
 
 def _check_betas(found: tuple[float, ...], where: Path, diffusion: Diffusion) -> None:
     ours, theirs = _betas(diffusion), np.array(found)
-    if theirs.shape != ours.shape:
-        raise ValueError(f"{where}: trained_betas must be {ours.size} numbers, got {theirs.size}")
     if not np.allclose(theirs, ours, rtol=1e-5, atol=0):
         t = int(np.argmax(np.abs(theirs / ours - 1)))
         raise ValueError(

@@ -4,10 +4,12 @@ Its network "ddpm" is Ho et al.'s but for one thing: on the way up it attends on
 Ho et al. attend after every block. `nets.UNet` becomes that network with attention that adds nothing (its last layer is
 zero) after the other blocks. For CIFAR-10 the file has 35,218,947 parameters, and those blocks 527,360.
 
-A file doesn't say the settings that change no parameter's name or shape. They are our UNet's wherever `configs/vp` and
-`configs/subvp` take the model "ddpm": swish, images in [-1, 1], no division by sigma. Such a network predicts eps, at
-times in [0, 999]. They are not in `configs/ve`: a "ddpm" from there loads too, its names and shapes being the same, but
-wants images in [0, 1] turned to 2 x - 1, times counted from the most noise, and its output divided by sigma.
+A file doesn't say the settings that change no parameter's name or shape. They are our UNet's where `configs/vp` takes
+the model "ddpm": swish, images in [-1, 1], no division by sigma. Such a network predicts eps, at times in [0, 999].
+A "ddpm" from `configs/subvp` or `configs/ve` loads too, its names and shapes being the same, and would draw noise. The
+sub-VP process has the standard deviation 1 - alpha_bar, where ours has its square root, so that at a time its network
+knows another amount of noise. The VE one wants images in [0, 1] turned to 2 x - 1, times counted from the most noise,
+and its output divided by sigma.
 """
 
 import itertools

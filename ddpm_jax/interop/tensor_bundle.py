@@ -236,6 +236,8 @@ def _entry(message: bytes, shards: int) -> _Entry:
     if any(_numbers(shape).get(3) for shape in shapes):
         raise ValueError("has no shape")
     shape = tuple(_numbers(side).get(1, 0) for nested in shapes for side in _nested(nested, 2))
+    if len(shape) > 32 or max(shape, default=0) > 2**40:
+        raise ValueError(f"must have at most 32 axes, each of at most 2^40, got {len(shape)} axes")
     size, shard = stated.get(5, 0), stated.get(3, 0)
     if not size or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"must have the size of {dtype} {list(shape)} and not be empty, got {size} bytes")

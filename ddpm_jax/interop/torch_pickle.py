@@ -14,8 +14,9 @@ from typing import Any
 
 from ddpm_jax.interop.torch_names import CALLS, DTYPES, STORAGES, Global, Storage, is_count, put, show
 
-# A tensor takes about fifty steps. Unbounded, a file of empty lists would take sixty times its size in memory.
-_MOST_STEPS = 5_000_000
+# A tensor takes about fifty steps of four bytes and more. Unbounded, a file of empty lists would take sixty times
+# its size in memory.
+_FEWEST_STEPS, _MOST_STEPS = 1024, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,8 @@ def read(source: io.BytesIO, size: int, storages: dict[str, Storage]) -> Any:
         ValueError: for whatever isn't in such a pickle: see the messages above. None names the file.
     """
     m = _Machine(source, size, storages, [[]], {})
-    for _ in range(_MOST_STEPS):
+    most = min(_FEWEST_STEPS + size // 2, _MOST_STEPS)
+    for _ in range(most):
         code = _take(m, 1)
         if code == b".":
             (value,) = _pop(m, 1)
@@ -224,4 +226,4 @@ def read(source: io.BytesIO, size: int, storages: dict[str, Storage]) -> Any:
             what = names.get(code.decode("latin-1"), f"unknown to Python, {code!r}")
             raise ValueError(f"refused: its pickle uses the opcode {what}, which no checkpoint needs")
         _OPCODES[code](m)
-    raise ValueError(f"refused: its pickle takes more than {_MOST_STEPS} steps")
+    raise ValueError(f"refused: its pickle takes more than {most} steps, in a file of {size} bytes")

@@ -29,6 +29,11 @@ _DOWN = {"DownBlock2D": False, "ResnetDownsampleBlock2D": False, "AttnDownBlock2
 _UP = {"UpBlock2D": False, "ResnetUpsampleBlock2D": False, "AttnUpBlock2D": True}
 _RESIZING = ("conv", "resnet")
 _TIME = {"default": False, "scale_shift": True}
+# The last class is "no class", as in our networks. Readers pass over what starts with "_".
+NULL_CLASS = "_ddpm_jax_null_class"
+# No network has more: the numbers in a file are held against these before anything is sized by them.
+_MOST = {"in_channels": 64, "out_channels": 128, "layers_per_block": 64}
+_MOST_LEVELS, _MOST_WIDTH, _MOST_CLASSES = 16, 65_536, 1_000_000
 # Where the file may say None.
 _NONE = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds")
 
@@ -78,12 +83,18 @@ def read(plain: Mapping[str, Any], where: Path) -> Settings:
 def _check(settings: Settings, where: Path) -> None:
     widths, down, up = settings.block_out_channels, settings.down_block_types, settings.up_block_types
     groups = settings.norm_num_groups
+    for name, most in _MOST.items():
+        if not 1 <= getattr(settings, name) <= most:
+            raise ValueError(f"{where}: {name} must be 1 to {most}, got {getattr(settings, name)}")
+    if len(widths) > _MOST_LEVELS or max(widths, default=0) > _MOST_WIDTH:
+        wanted, got = f"at most {_MOST_LEVELS} widths up to {_MOST_WIDTH}", f"{len(widths)} up to {max(widths)}"
+        raise ValueError(f"{where}: block_out_channels must be {wanted}, got {got}")
     if groups < 1 or not widths or any(width <= 0 or width % groups or width % widths[0] for width in widths):
         wanted = f"multiples of norm_num_groups {groups} and of the first"
         raise ValueError(f"{where}: block_out_channels must be {wanted}, got {list(widths)}")
     for field, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
         if len(types) != len(widths):
-            raise ValueError(f"{where}: {field} must have {len(widths)} entries, one a level, got {list(types)}")
+            raise ValueError(f"{where}: {field} must have {len(widths)} entries, one a level, got {len(types)}")
         for name in types:
             records.pick(known, name, f"{where}: {field}")
     if [_UP[name] for name in up] != [_DOWN[name] for name in reversed(down)]:
@@ -93,8 +104,11 @@ def _check(settings: Settings, where: Path) -> None:
     if settings.attn_norm_num_groups not in ((groups,) if scaled else (0, groups)):
         got = settings.attn_norm_num_groups or None
         raise ValueError(f"{where}: attn_norm_num_groups must be norm_num_groups {groups}, got {got}")
-    if settings.num_class_embeds < 0 or settings.num_class_embeds == 1:
-        raise ValueError(f"{where}: num_class_embeds must be at least 2, got {settings.num_class_embeds}")
+    classes = settings.num_class_embeds
+    if classes != 0 and not 2 <= classes <= _MOST_CLASSES:
+        raise ValueError(f"{where}: num_class_embeds must be 2 to {_MOST_CLASSES}, got {classes}")
+    if not 0 <= settings.dropout < 1:
+        raise ValueError(f"{where}: dropout must lie in [0, 1), got {settings.dropout}")
 
 
 def _heads(settings: Settings, where: Path) -> int:
@@ -182,4 +196,6 @@ def write(net: config.UNet, shape: tuple[int, int, int], out_channels: int) -> d
     fixed = {name: wanted for name, (wanted, _) in _FIXED.items()}
     height, width = shape[:2]
     sample_size = height if height == width else [height, width]
-    return {"_class_name": "UNet2DModel", "sample_size": sample_size, **fixed, **free, "num_train_timesteps": None}
+    notes = {NULL_CLASS: True} if net.num_classes else {}
+    named = {"_class_name": "UNet2DModel", **notes, "sample_size": sample_size}
+    return {**named, **fixed, **free, "num_train_timesteps": None}

@@ -12,6 +12,8 @@ import safetensors
 import safetensors.numpy
 
 Tensors = dict[str, np.ndarray]
+# What weights may be of; NumPy's own have no bfloat16, and files have kinds of eight bits and less.
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -24,7 +26,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}, which should hold the network's settings")
     try:
-        plain = json.loads(path.read_text())
+        plain = json.loads(path.read_text(), parse_int=_whole)
+    except RecursionError:
+        raise ValueError(f"{path} is not JSON that is read: its lists or objects are nested too deep") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(plain, dict):
@@ -32,12 +36,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return plain
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > 19:
+        raise ValueError(f"it holds a whole number of {len(digits)} digits")
+    return int(digits)
+
+
 def read_tensors(path: Path) -> Tensors:
     """Read a .safetensors file whole.
 
     Raises:
         FileNotFoundError: naming the path.
-        ValueError: if the file is cut short or is something else.
+        ValueError: if the file is cut short or is something else, or holds a type that NumPy lacks (float8, ...).
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}, which should hold the weights")
@@ -45,6 +55,9 @@ def read_tensors(path: Path) -> Tensors:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        wanted = ", ".join(_FLOATS)
+        raise ValueError(f"{path} holds tensors of a type that isn't read, wanted {wanted}: {error}") from None
 
 
 def _from_pytorch(part: str, tensor: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
@@ -82,11 +95,12 @@ def fill(
         {"params": ...} as module.apply takes it.
 
     Raises:
-        ValueError: one for all, listing each missing, extra and misshapen tensor by name and shape.
+        ValueError: one for all, listing each missing, extra and misshapen tensor by name and shape, and each of whole
+            numbers or with numbers that aren't finite in float32.
     """
     # Parameters don't depend on the images' size, so that the smallest will do.
-    smallest = jnp.zeros((1, 2**halvings, 2**halvings, channels))
-    plan = jax.eval_shape(module.init, jax.random.key(0), smallest, jnp.zeros(1))
+    smallest = jax.ShapeDtypeStruct((1, 2**halvings, 2**halvings, channels), jnp.float32)
+    plan = jax.eval_shape(module.init, jax.random.key(0), smallest, jax.ShapeDtypeStruct((1,), jnp.float32))
     leaves, tree = jax.tree.flatten_with_path(plan)
     paths = [[entry.key for entry in path[1:]] for path, _ in leaves]
     names = [rename(path) for path in paths]
@@ -99,10 +113,17 @@ def fill(
         value = _from_pytorch(part, tensors[name], leaf.shape)
         if value.shape != leaf.shape:
             faults.append(f"{name} becomes {list(value.shape)}, but the parameter is {list(leaf.shape)}")
-        values.append(value)
+            continue
+        if value.dtype.name not in _FLOATS:
+            faults.append(f"{name} must be of {', '.join(_FLOATS)}, got {value.dtype.name}")
+            continue
+        with np.errstate(over="ignore"):
+            values.append(np.asarray(value, np.float32))
+        if not np.isfinite(values[-1]).all():
+            faults.append(f"{name} holds {np.sum(~np.isfinite(values[-1]))} numbers that aren't finite in float32")
     if faults:
         raise ValueError("the tensors don't fit the network: " + "; ".join(faults))
-    return jax.tree.unflatten(tree, [jnp.asarray(value, jnp.float32) for value in values])
+    return jax.tree.unflatten(tree, [jnp.asarray(value) for value in values])
 
 
 def collect(

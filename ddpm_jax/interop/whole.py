@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def refuse_used(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into, moved there at the end; what fails leaves nothing behind.
 
-    A killed program leaves at most the one beside it, whose name begins with a dot.
+    A killed program leaves at most the one beside it, whose name begins with a dot, until the next call for `folder`.
 
     Raises:
         ValueError: if `folder` has something in it.
@@ -56,6 +57,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     refuse_used(folder)
     folder = folder.absolute()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    _remove_abandoned(folder)
     shutil.rmtree(beside, ignore_errors=True)  # of a killed program that had this number
     beside.mkdir(parents=True)
     try:
@@ -63,3 +65,23 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)  # still there only if something failed
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed programs left beside `folder`: their process numbers are of nothing that runs."""
+    if not folder.parent.is_dir():
+        return
+    for path in folder.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d{{1,9}})\.tmp", path.name)
+        if found and not _runs(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
