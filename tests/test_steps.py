@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.diffusion.forward import q_posterior, q_sample
-from ddpm_jax.sampling.steps import SAMPLERS, ddim, ddpm
+from ddpm_jax.sampling.steps import SAMPLERS, Answer, ddim, ddpm
 
 LINEAR = schedules.linear()
 SCHEDULES = {
@@ -22,7 +22,7 @@ X_0, EPS, Z = jax.random.normal(jax.random.key(0), (3, 2, 5))
 def step_from(step, schedule, t):
     """The step from x_t = q_sample(x_0, eps), and x_t."""
     x_t = q_sample(schedule, X_0, jnp.full(2, t), EPS)
-    return step(schedule, jnp.asarray(t), x_t, X_0, EPS, Z), x_t
+    return step(schedule, jnp.asarray(t), x_t, Answer(x_0=X_0, eps=EPS), Z), x_t
 
 
 def times(schedule):
@@ -90,7 +90,11 @@ def test_steps_keep_the_marginal_when_x_0_and_eps_are_true(step):
     one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
     for t in (1, 500, 999):
         ts, before = jnp.array([t]), jnp.array([t - 1])
-        at = lambda x, e, z: float(step(LINEAR, jnp.asarray(t), q_sample(LINEAR, x, ts, e), x, e, z)[0, 0])  # noqa: E731
+
+        def at(x, e, z):
+            x_t = q_sample(LINEAR, x, ts, e)
+            return float(step(LINEAR, jnp.asarray(t), x_t, Answer(x_0=x, eps=e), z)[0, 0])
+
         assert at(one, zero, zero) == pytest.approx(float(q_sample(LINEAR, one, before, zero)[0, 0]), rel=1e-5)
         variance = at(zero, one, zero) ** 2 + at(zero, zero, one) ** 2
         assert variance == pytest.approx(float(q_sample(LINEAR, zero, before, one)[0, 0]) ** 2, rel=1e-4)
