@@ -10,15 +10,21 @@ from ddpm_jax.cli import flags
 
 
 def main(args: list[str]) -> None:
-    config, workdir = flags.training(args)
+    asked = flags.training(args)
     # Imported late: a mistyped flag should not have to wait for JAX.
+    from ddpm_jax.training import processes
     from ddpm_jax.training.loop import NonFiniteLossError, train
 
+    processes.join(asked.launch)
     try:
-        state = train(config, workdir)
+        state = train(asked.config, asked.workdir)
     except NonFiniteLossError as error:
         sys.exit(f"train.py: {error}")
-    print(f"{workdir} is at step {int(state.step)}; look: python sample.py {workdir}")
+    step = int(state.step)
+    if step < asked.config.steps:
+        print(f"{asked.workdir} was asked to stop, and is saved at step {step}; the same command goes on")
+    elif processes.writes():
+        print(f"{asked.workdir} is at step {step}; look: python sample.py {asked.workdir}")
 
 
 if __name__ == "__main__":

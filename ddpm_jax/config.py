@@ -210,6 +210,16 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Devices:
+    """How a run lies on its devices; a run may go on with other numbers than it began with."""
+
+    fsdp: int = 1
+    """Devices that share one copy of parameters, average and optimizer state. The batch is split over all devices."""
+    accumulate: int = 1
+    """Parts that a batch is taken in, one after the other: less memory, the same gradient in expectation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -222,6 +232,21 @@ class Config:
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
     run: Run = Run()
+    devices: Devices = Devices()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the processes of a run find each other; nothing is needed for a single one."""
+
+    auto: bool = False
+    """One of several processes that JAX finds by itself: on Cloud TPU, under SLURM, Open MPI or Kubernetes."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, where JAX can't find it by itself."""
+    num_processes: int = 0
+    process_id: int = -1
+    timeout: int = 100
+    """Seconds after which a process that doesn't answer is given up, and the others end."""
 
 
 def write(config: Config, path: Path) -> None:

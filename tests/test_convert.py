@@ -135,14 +135,14 @@ def test_training_goes_on_from_a_run_that_was_read(own, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *args: None)  # curves of two steps
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     np.savez(own.parent / "images.npz", images=images, labels=np.arange(8) % 3)
-    config, workdir = flags.training(
+    asked = flags.training(
         [str(own), "--steps", "7", "--data.source", "array", "--data.path", str(own.parent / "images.npz"),
          "--run.num-samples", "1", "--run.preview-steps", "1", "--optimizer.warmup-steps", "0"]
     )  # fmt: skip
-    assert workdir == own
-    assert (config.batch_size, config.seed) == (4, 3)
+    assert asked.workdir == own
+    assert (asked.config.batch_size, asked.config.seed) == (4, 3)
     _, before = run.load(own)
-    after = train(config, workdir)
+    after = train(asked.config, asked.workdir)
     assert int(after.step) == 7
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before.params, after.params)
     assert 0 < max(jax.tree.leaves(moved)) < 0.01

@@ -173,8 +173,8 @@ def test_presets_name_command_hardware_and_result(call):
 
 def test_a_preset_of_ones_own_is_a_file(tmp_path):
     (tmp_path / "mine.py").write_text("from ddpm_jax.config import Config\nconfig = Config(steps=7)\n")
-    config, workdir = flags.training([str(tmp_path / "mine.py"), "--seed", "3"])
-    assert (config.steps, config.seed, workdir.name) == (7, 3, "mine")
+    asked = flags.training([str(tmp_path / "mine.py"), "--seed", "3"])
+    assert (asked.config.steps, asked.config.seed, asked.workdir.name) == (7, 3, "mine")
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"empty.py must define `config`"):
         flags.load_preset(str(tmp_path / "empty.py"))

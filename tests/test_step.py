@@ -1,5 +1,7 @@
 """One training step on a problem whose answer is known: a linear model of one number."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,9 @@ def squared(key, trained, batch, history):
     return terms.mean(), LossTerms(loss=terms, objective=terms, mse=terms, t=jnp.arange(len(terms)) % 8)
 
 
-def step_and_state(steps_per_dispatch=1, loss=squared):
+def step_and_state(loss=squared, **options):
     optimizer, mesh = optax.sgd(0.25), mesh_lib.make_mesh()
-    step = make_step(loss, optimizer, ema_decay=0.5, num_steps=8, mesh=mesh, steps_per_dispatch=steps_per_dispatch)
+    step = make_step(loss, optimizer, ema_decay=0.5, num_steps=8, mesh=mesh, **options)
     return step, fresh({"w": jnp.zeros(())}, optimizer)
 
 
@@ -57,6 +59,23 @@ def test_several_steps_in_one_dispatch_are_the_same_steps():
     np.testing.assert_allclose(other.params["w"], state.params["w"], rtol=1e-6)
     np.testing.assert_allclose(other.ema["w"], state.ema["w"], rtol=1e-6)
     assert other.step == 3
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_same_step(parts):
+    """The mean of the parts' means; and every image's term, for the history and the quarters of t."""
+
+    def by_value(key, trained, batch, history):
+        loss, terms = squared(key, trained, batch, history)
+        return loss, dataclasses.replace(terms, t=batch.images[:, 0].astype(int))
+
+    whole, state = step_and_state(by_value)
+    state, metrics = whole(state, batch(*range(8)), jax.random.key(0))
+    split, other = step_and_state(by_value, accumulate=parts)
+    other, others = split(other, batch(*range(8)), jax.random.key(0))
+    for name in metrics:
+        np.testing.assert_allclose(others[name], metrics[name], rtol=1e-6)
+    np.testing.assert_allclose(other.params["w"], state.params["w"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ddpm_jax.config import Config, read
+from ddpm_jax.config import Config, Launch, read
 from ddpm_jax.records import suggest
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ class Training:
 
     workdir: Path
     """The run's folder."""
+    launch: Launch = Launch()
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -57,8 +58,8 @@ def load_preset(name: str) -> Config:
     return module.config
 
 
-def training(args: Sequence[str]) -> tuple[Config, Path]:
-    """The config and folder that train.py's arguments ask for; lists the presets and exits if there is none.
+def training(args: Sequence[str]) -> Training:
+    """What train.py's arguments ask for; lists the presets and exits if there are none.
 
     The first argument is a preset, or a run's folder, whose own config is then where the flags start.
     """
@@ -76,8 +77,7 @@ def training(args: Sequence[str]) -> tuple[Config, Path]:
         default = Training(workdir=workdir, config=config)
     else:
         default = Training(workdir=Path("runs") / Path(name).stem, config=load_preset(name))
-    asked = parse(Training, rest, prog=f"train.py {name}", default=default)
-    return asked.config, asked.workdir
+    return parse(Training, rest, prog=f"train.py {name}", default=default)
 
 
 def run_folder(name: str) -> tuple[Path, Config]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from ddpm_jax.diffusion.parameterization import convert, x0_and_eps
@@ -142,7 +143,7 @@ def sample_path(
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         part = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], given)
         if sharding is not None:
-            part = jax.device_put(part, sharding)
+            part = jax.tree.map(lambda leaf: _spread(leaf, sharding), part)
         x, path = sample_batch(
             key,
             part["indices"],
@@ -158,9 +159,20 @@ def sample_path(
             on_step=on_step,
         )
         kept = min(batch_size, num - start)
-        images.append(np.asarray(x)[:kept])
-        paths.append(jax.tree.map(lambda a: np.asarray(a)[:, :kept], path))
+        images.append(_to_host(x)[:kept])
+        paths.append(jax.tree.map(lambda a: _to_host(a)[:, :kept], path))
     return np.concatenate(images), jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *paths)
+
+
+def _spread(leaf: jax.Array, sharding: Sharding) -> jax.Array:
+    """An array that every process has whole, in parts on the devices of all of them."""
+    rows = np.asarray(leaf)
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def _to_host(x: jax.Array) -> np.ndarray:
+    """An array in the memory of every process, whole."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
 def sample(

@@ -77,7 +77,7 @@ def draw(
     schedule, step = sampler(parts, settings)
     return sample_path(
         jax.random.key(seed),
-        nets.denoiser(parts.module, params),
+        nets.denoiser(parts.module, mesh_lib.whole(parts.mesh, params)),
         schedule,
         shape=parts.config.data.shape,
         num=num,

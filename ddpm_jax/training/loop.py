@@ -16,7 +16,7 @@ from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion import reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, report
+from ddpm_jax.training import checkpoint, processes, report
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.draw import sampler
 from ddpm_jax.training.preview import preview, progress
@@ -55,6 +55,8 @@ class NonFiniteLossError(RuntimeError):
 def train(config: Config, workdir: Path) -> State:
     """Train a run to config.steps, going on from its newest checkpoint if the folder holds one.
 
+    On SIGTERM, or its platform's notice to any process, the run is saved and the state returned before its last step.
+
     Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and samples/ into `workdir`.
 
     Raises:
@@ -63,7 +65,7 @@ def train(config: Config, workdir: Path) -> State:
     """
     parts = build(config)
     _check_numbers(config)
-    mesh_lib.check_batch(config.batch_size, parts.mesh)
+    mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
     sampler(parts, config.sampling)  # what sample.py would refuse later is refused now
     source = data.load(config.data)
     _check_labels(config, source)
@@ -77,7 +79,9 @@ def train(config: Config, workdir: Path) -> State:
         num_steps=parts.schedule.num_steps,
         mesh=parts.mesh,
         steps_per_dispatch=run.steps_per_dispatch,
+        accumulate=config.devices.accumulate,
         remember=make_remember(parts),
+        shardings=parts.shardings(),
     )
     with checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager:
         state = parts.init() if manager.latest_step() is None else checkpoint.restore(manager, parts.abstract())
@@ -92,15 +96,22 @@ def _steps(
     key = jax.random.key(config.seed + 1)  # the parameters were drawn from the seed itself
     rate = learning_rate(config.optimizer, config.steps)
     recent, since = [], time.perf_counter()
-    bar = tqdm(total=config.steps, initial=min(start, config.steps), unit="step", smoothing=0.05)
-    with report.open_log(workdir, start) as write, _batches(parts, source, start) as batches, bar:
+    quiet = not processes.writes()
+    bar = tqdm(total=config.steps, initial=min(start, config.steps), unit="step", smoothing=0.05, disable=quiet)
+    with (
+        report.open_log(workdir, start) as write,
+        _batches(parts, source, start) as batches,
+        processes.stop_requests() as asked_to_stop,
+        bar,
+    ):
         for step in range(start, config.steps, run.steps_per_dispatch):
             state, metrics = step_fn(state, next(batches), key)
             recent.append(metrics)
             done = step + run.steps_per_dispatch
             bar.update(run.steps_per_dispatch)
             ends = done == config.steps
-            if not (ends or any(done % every == 0 for every in _intervals(config).values())):
+            stops = asked_to_stop(done)
+            if not (ends or stops or any(done % every == 0 for every in _intervals(config).values())):
                 continue
             # The host waits for the device here and nowhere else.
             _stop_if_nonfinite(config, recent, done, manager)
@@ -121,12 +132,15 @@ def _steps(
             # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
                 preview(as_learned(parts, state), state.ema, done, workdir)
-            if ends or done % run.checkpoint_every == 0:
+            if ends or stops or done % run.checkpoint_every == 0:
                 checkpoint.save(manager, state)
+            if stops:
+                return state  # the manager waits for its save on the way out
             since += time.perf_counter() - pause  # pictures don't count against images/s
-    progress(workdir)
-    if lines := report.read(workdir):
-        plots.save(plots.curves(lines), workdir / "samples" / "curves.png")
+    if processes.writes():
+        progress(workdir)
+        if lines := report.read(workdir):
+            plots.save(plots.curves(lines), workdir / "samples" / "curves.png")
     return state
 
 
@@ -237,8 +251,10 @@ def _claim(config: Config, workdir: Path) -> None:
                 f"{workdir} holds a run that this config can't go on with; give another --workdir, or undo "
                 + "; ".join(wrong)
             )
-        if lines:
+        if lines and processes.writes():
             tqdm.write(f"{workdir} goes on with " + "; ".join(lines.values()))
     elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise ValueError(f"--workdir {workdir} has other things in it and no config.json; give a new or empty folder")
-    config_lib.write(config, path)
+    processes.meet("every process has seen the folder as it was")
+    if processes.writes():
+        config_lib.write(config, path)

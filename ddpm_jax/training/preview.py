@@ -8,6 +8,7 @@ from PIL import Image
 
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
+from ddpm_jax.training import processes
 from ddpm_jax.training.draw import draw
 from ddpm_jax.training.run import Parts
 
@@ -21,7 +22,8 @@ def preview(parts: Parts, ema: Any, step: int, workdir: Path) -> Path:
     settings = Sampling(sampler="ddim", steps=(min(run.preview_steps, parts.schedule.num_steps),))
     images, _ = draw(parts, ema, seed=parts.config.seed, num=run.num_samples, settings=settings)
     path = workdir / "samples" / f"step_{step:08d}.png"
-    pictures.save_png(path, pictures.grid(np.nan_to_num(images, posinf=1, neginf=-1)))
+    if processes.writes():
+        pictures.save_png(path, pictures.grid(np.nan_to_num(images, posinf=1, neginf=-1)))
     return path
 
 

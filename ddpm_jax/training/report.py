@@ -10,6 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from ddpm_jax import files
+from ddpm_jax.training import processes
 
 Values = dict[str, float]
 
@@ -44,8 +45,12 @@ def first_nonfinite(metrics: Sequence[dict[str, jax.Array]]) -> int | None:
 def open_log(workdir: Path, start: int) -> Iterator[Callable[[int, Values], None]]:
     """`write(step, values)`: a line of metrics.jsonl and a point in each TensorBoard curve.
 
-    What an earlier run wrote past step `start` is dropped: those steps are about to be taken again.
+    The first process's writes; that of the others does nothing. What an earlier run wrote past step `start` is dropped:
+    those steps are about to be taken again.
     """
+    if not processes.writes():
+        yield lambda step, values: None
+        return
     path = workdir / "metrics.jsonl"
     kept = [json.dumps(line) + "\n" for line in read(workdir) if line["step"] <= start]
     files.write(path, "".join(kept).encode())

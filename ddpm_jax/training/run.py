@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import nets, records
-from ddpm_jax.config import Config, Diffusion
+from ddpm_jax.config import Config, Devices, Diffusion
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.diffusion import continuous, reverse, schedules, timesteps
 from ddpm_jax.diffusion.continuous import Curve
@@ -53,22 +53,27 @@ class Parts:
         return self._fresh(nets.init(key, self.module, self.config.data.shape))
 
     def init(self) -> State:
-        """The state before the first step, on every device of the mesh."""
+        """The state before the first step, on the devices of the mesh."""
         # Drawing parameters is short work and long code: on CPU, compiling it well takes far longer than running it.
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        make = jax.jit(self._make, out_shardings=mesh_lib.replicated(self.mesh), compiler_options=quick)
+        make = jax.jit(self._make, out_shardings=self.shardings(), compiler_options=quick)
         return make(jax.random.key(self.config.seed))
 
     def start_from(self, params: Any) -> State:
         """The state before the first step, with these parameters in place of fresh ones."""
-        return jax.device_put(self._fresh(params), mesh_lib.replicated(self.mesh))
+        state = self._fresh(params)
+        return jax.device_put(state, mesh_lib.of_state(self.mesh, state))
+
+    def shardings(self) -> State:
+        """Where each array of the state lies."""
+        return mesh_lib.of_state(self.mesh, jax.eval_shape(self._make, jax.random.key(0)))
 
     def abstract(self) -> State:
         """Shapes, dtypes and places of the state's arrays, for a checkpoint to be read into."""
-        everywhere = mesh_lib.replicated(self.mesh)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(self._make, jax.random.key(0)),
+            self.shardings(),
         )
 
 
@@ -87,7 +92,7 @@ def build(config: Config) -> Parts:
         schedule=schedules.build(config.diffusion),
         module=nets.build(config),
         optimizer=make_optimizer(config.optimizer, config.steps),
-        mesh=mesh_lib.make_mesh(),
+        mesh=mesh_lib.make_mesh(config.devices.fsdp),
         draw_t=timesteps.build(config.diffusion.draw_t, config.diffusion.draw_t_args),
     )
     parts.abstract()  # a network that can't be is found out here
@@ -230,7 +235,9 @@ def load(workdir: Path, *, step: int | None = None) -> tuple[Parts, State]:
     Raises:
         FileNotFoundError: if the folder is no run's, or has no such checkpoint.
     """
-    parts = build(config_lib.read(workdir / "config.json"))
+    config = config_lib.read(workdir / "config.json")
+    # It may be read on other devices than it was trained on: for drawing, each has the network whole.
+    parts = build(dataclasses.replace(config, devices=Devices()))
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet: let train.py reach its first")
     with checkpoint.open_folder(workdir / "checkpoints", read_only=True) as manager:

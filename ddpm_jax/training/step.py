@@ -1,6 +1,7 @@
 """One training step, compiled once for a mesh of devices (Ho et al. 2020, Algorithm 1)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,9 @@ def make_step(
     num_steps: int,
     mesh: Mesh,
     steps_per_dispatch: int = 1,
+    accumulate: int = 1,
     remember: Remember = _forget,
+    shardings: State | None = None,
 ) -> TrainStep:
     """The function (state, batch, key) -> (state, metrics).
 
@@ -53,17 +56,21 @@ def make_step(
         mesh: where it runs. The state is given away (donated): use the one that comes back.
         steps_per_dispatch: k > 1 takes k batches at once, arrays [k, B, ...], and returns metrics [k]. It spares an
             accelerator the wait for its host; on CPU a step inside the scan is several times slower.
+        accumulate: a batch is taken in so many parts, each with noise of its own, whose gradients are averaged.
         remember: remember(history, terms) -> the history after a batch, for draws of t that look back.
+        shardings: where the state's arrays lie (`mesh.of_state`); everywhere if not given.
 
     A step whose loss or gradient isn't finite changes nothing but the count of steps, and says so in
     metrics["nonfinite"]: the state that comes back is always good.
     """
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        def of_trained(trained: Any) -> tuple[jax.Array, LossTerms]:
-            return loss_fn(jax.random.fold_in(key, state.step), trained, batch, state.history)
+        def of_trained(trained: Any, key: jax.Array, part: Batch) -> tuple[jax.Array, LossTerms]:
+            return loss_fn(key, mesh_lib.gathered(mesh, trained), part, state.history)
 
-        (loss, terms), gradient = jax.value_and_grad(of_trained, has_aux=True)(state.trained())
+        of_part = functools.partial(jax.value_and_grad(of_trained, has_aux=True), state.trained())
+        key = jax.random.fold_in(key, state.step)
+        (loss, terms), gradient = _in_parts(of_part, key, batch, accumulate, mesh)
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained())
         trained: Any = optax.apply_updates(state.trained(), updates)
@@ -84,10 +91,31 @@ def make_step(
         return jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
 
     everywhere = mesh_lib.replicated(mesh)
-    in_parts = mesh_lib.split(mesh, axis=0 if steps_per_dispatch == 1 else 1)
+    of_state: Any = everywhere if shardings is None else shardings
+    of_batch = mesh_lib.split(mesh, axis=0 if steps_per_dispatch == 1 else 1)
     return jax.jit(
         step if steps_per_dispatch == 1 else several,
-        in_shardings=(everywhere, in_parts, everywhere),
-        out_shardings=everywhere,
+        in_shardings=(of_state, of_batch, everywhere),
+        out_shardings=(of_state, everywhere),
         donate_argnums=0,
     )
+
+
+def _in_parts(of_part: Callable, key: jax.Array, batch: Batch, count: int, mesh: Mesh) -> Any:
+    """((loss, terms), gradient) of a batch taken in `count` parts: means of the parts', and the terms of all images."""
+    if count == 1:
+        return of_part(key, batch)
+    # Part p takes every count-th image, so that each stays spread over the devices as the batch is.
+    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
+
+    def add(total: Any, part: Any) -> tuple[Any, LossTerms]:
+        (loss, terms), gradient = of_part(jax.random.fold_in(key, part[0]), part[1])
+        return jax.tree.map(jnp.add, total, (loss, gradient)), terms
+
+    shapes = jax.eval_shape(lambda: of_part(key, jax.tree.map(lambda x: x[0], parts)))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][0], shapes[1]))
+    # XLA's CPU backend runs the body of a loop several times slower than the same code laid out.
+    laid_out = mesh.devices.flat[0].platform == "cpu"
+    total, terms = jax.lax.scan(add, zeros, (jnp.arange(count), parts), unroll=count if laid_out else 1)
+    loss, gradient = jax.tree.map(lambda x: x / count, total)
+    return (loss, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), terms)), gradient
