@@ -42,15 +42,6 @@ def _norm(x: jax.Array, groups: int, dtype: jnp.dtype, name: str) -> jax.Array:
     return layers.group_norm(groups, epsilon=EPSILON, dtype=dtype, name=name)(x)
 
 
-def _halve(x: jax.Array) -> jax.Array:
-    """Mean of 2 x 2 pixels."""
-    B, H, W, C = x.shape
-    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
-
-
-RESIZE = {"keep": lambda x: x, "down": _halve, "up": layers.enlarge}
-
-
 class ResBlock(nn.Module):
     """GroupNorm, SiLU, conv, twice; time and class enter between: added, or as scale and shift of the second norm.
 
@@ -66,7 +57,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
-        resize = RESIZE[self.resize]
+        resize = layers.RESIZE[self.resize]
         h = resize(nn.silu(_norm(x, self.groups, self.dtype, "norm1")))
         h = _conv(h, self.features, self.dtype, "conv1")
         x = resize(x)

@@ -178,6 +178,16 @@ def enlarge(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
 
 
+def halve(x: jax.Array) -> jax.Array:
+    """The mean of each 2 x 2 pixels of x [B, H, W, C]: [B, H/2, W/2, C]."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
+
+
+RESIZE = {"keep": lambda x: x, "down": halve, "up": enlarge}
+"""How a block's input is resized on its way in."""
+
+
 def check_size(x: jax.Array, halvings: int) -> None:
     """Refuse images that can't be halved so often.
 

@@ -50,7 +50,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
-        resize = RESIZE[self.resize]
+        resize = layers.RESIZE[self.resize]
         h = resize(nn.silu(_norm(x, self.groups, self.dtype, "norm1")))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         x = resize(x)
@@ -87,15 +87,6 @@ class AttentionBlock(nn.Module):
         )
         h = layers.attend(q, k, v).reshape(B, H, W, C)
         return x + Conv(C, size=1, kernel_init=layers.zeros, dtype=self.dtype, name="out")(h)
-
-
-def _halve(x: jax.Array) -> jax.Array:
-    """Mean of 2 x 2 pixels."""
-    B, H, W, C = x.shape
-    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
-
-
-RESIZE = {"keep": lambda x: x, "down": _halve, "up": layers.enlarge}
 
 
 class UNet(nn.Module):
