@@ -5,13 +5,12 @@ Writes a grid, and beside it a strip and a GIF of how the first images came out 
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ddpm_jax.cli import flags
-from ddpm_jax.config import Sampling
+from ddpm_jax.config import Launch, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,7 @@ class Flags:
     num: int = 64
     """How many images."""
     seed: int = 0
-    out: Path | None = None
+    out: flags.Place | None = None
     """The grid, a .png; WORKDIR/samples/sample.png if not given. Other files are named after it."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     batch_size: int = 64
@@ -37,10 +36,11 @@ class Flags:
     """Also walk between this many pairs of real images, read from the run's data, through their noised versions."""
     interpolate_from: int | None = None
     """The step, of those visited, to which they are noised; the middle one if not given."""
-    singles: Path | None = None
+    singles: flags.Place | None = None
     """Also write every image as a PNG of its own into this folder."""
-    npz: Path | None = None
+    npz: flags.Place | None = None
     """Also write all images into this .npz: `images`, uint8 [N, H, W, C], and `labels` if there are classes."""
+    launch: Launch = Launch()
 
 
 def main(args: list[str]) -> None:
@@ -59,44 +59,25 @@ def main(args: list[str]) -> None:
         raise ValueError(f"--frames must be 0 or at least 2, got {asked.frames}")
     # Imported late: a mistyped flag should not have to wait for JAX.
     from ddpm_jax.cli import drawing
-    from ddpm_jax.training import run
+    from ddpm_jax.training import processes, run
 
+    processes.join(asked.launch)
     parts, state = run.load(workdir, step=asked.checkpoint)
-    params = state.params if asked.raw else state.ema
-    halfway = drawing.halfway(parts, asked.sampling, asked.interpolate_from)
-    drawing.images(
-        parts,
-        params,
-        out=out,
-        num=asked.num,
-        seed=asked.seed,
+    of = drawing.Drawing(
+        parts=parts,
+        params=state.params if asked.raw else state.ema,
         settings=asked.sampling,
-        batch_size=asked.batch_size,
+        seed=asked.seed,
         label=asked.label,
-        singles=asked.singles,
-        npz=asked.npz,
+        out=out,
     )
+    halfway = drawing.halfway(of, asked.interpolate_from)
+    drawing.images(of, num=asked.num, batch_size=asked.batch_size, singles=asked.singles, npz=asked.npz)
     if asked.frames:
-        drawing.denoising(
-            parts,
-            params,
-            out=out,
-            num=min(asked.num, 8),
-            seed=asked.seed,
-            settings=asked.sampling,
-            frames=asked.frames,
-            label=asked.label,
-        )
+        drawing.denoising(of, num=min(asked.num, 8), frames=asked.frames)
     if asked.interpolate:
-        drawing.interpolation(
-            parts,
-            params,
-            out=out,
-            pairs=asked.interpolate,
-            seed=asked.seed,
-            settings=asked.sampling,
-            t=halfway,
-        )
+        drawing.interpolation(of, pairs=asked.interpolate, t=halfway)
+    processes.meet("the pictures are written")
 
 
 if __name__ == "__main__":

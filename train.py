@@ -15,9 +15,9 @@ def main(args: list[str]) -> None:
     from ddpm_jax.training import processes
     from ddpm_jax.training.loop import NonFiniteLossError, train
 
-    processes.join(asked.launch)
+    processes.join(asked.launch, saves=str(asked.workdir / "checkpoints"))
     try:
-        state = train(asked.config, asked.workdir)
+        state = train(asked.config, asked.workdir, program=asked.program)
     except NonFiniteLossError as error:
         sys.exit(f"train.py: {error}")
     step = int(state.step)

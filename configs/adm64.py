@@ -14,7 +14,7 @@ Command:   python train.py adm64
              --net.attention-levels 2 3 4 --net.head-features 0 (four heads);
            512x512_diffusion.pt (558,997,638) with --data.shape 512 512 3 --net.multipliers 0.5 1 1 2 2 4 4
              --net.attention-levels 4 5 6
-Hardware:  many accelerators: 540,000 steps of 2048 images are 863 passes over the set; --net.remat saves memory
+Hardware:  many accelerators: 540,000 steps of 2048 images are 863 passes over the set; --net.remat full saves memory
 Result:    FID 2.07 with 250 steps and no guidance (Dhariwal & Nichol 2021, Table 5); settings from its Appendix I
 """
 

@@ -4,7 +4,7 @@ Command:   python train.py vdm_cifar10
            (CIFAR-10 prepared once by TFDS where there is a network; --data.path DATA_DIR if not in the usual place)
            the published run learns the two ends of the schedule, too: --diffusion.learn-schedule
 Hardware:  TPU v3-8 in the published code's instructions, which give no hours; 10 M steps of 128 images, at full
-           resolution through every block; --net.remat saves memory
+           resolution through every block; --net.remat full saves memory
 Result:    2.65 bits/dim without augmentation (Kingma et al. 2021, Table 1); 2.637 by the published code and weights
 """
 

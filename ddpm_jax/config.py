@@ -5,7 +5,6 @@ A preset (`configs/NAME.py`) is one `Config`. Library functions never see it: th
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import ClassVar
 
 import tyro
@@ -30,6 +29,14 @@ class Data:
     """Mirror each image left to right with probability one half."""
     stream: bool = False
     """Read images when they are needed (Grain) rather than the whole set into memory."""
+    threads: int = 2
+    """Threads that read and decode ahead of the steps, in each worker if there are any."""
+    workers: int = 0
+    """Processes that read and decode ahead, for sources that aren't in memory; 0 for threads alone."""
+    ahead: int = 2
+    """Batches that wait on the devices for their step."""
+    on_device: bool = False
+    """Keep the whole set in the memory of every device, for sets of at most 2 GiB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,18 @@ class Diffusion:
     vlb_weight: float = 0.001
     """What the bound counts for in the hybrid, in bits/dim, beside the mean squared error."""
     weighting: str = "simple"
-    """For the simple and the hybrid objective: what a noise level counts for."""
+    """For the simple and the hybrid objective: what a noise level counts for (diffusion/weighting_zoo.py has them), or
+    a function of your own, FILE:FUNCTION (training/own_weighting.py)."""
+    weighting_args: tuple[tuple[str, float], ...] = ()
+    """Further arguments of the weighting, as NAME VALUE pairs: --diffusion.weighting-args gamma 5"""
+    norm: str = "l2"
+    """For the simple and the hybrid objective: what an error of the prediction counts for, l2 (its square), l1, huber
+    or pseudo_huber."""
+    norm_args: tuple[tuple[str, float], ...] = ()
+    """Further arguments of the norm, as NAME VALUE pairs: --diffusion.norm-args delta 0.1 (huber), c 0.01
+    (pseudo_huber)"""
+    offset_noise: float = 0.0
+    """For the simple and the hybrid objective: deviation of a constant added to the noise of each image and channel."""
     draw_t: str = "uniform"
     """How training draws t: uniform, stratified, antithetic, range, log_normal, logit_normal, second_moment or
     adaptive."""
@@ -90,8 +108,9 @@ class UNet:
     resblock_updown: bool = False
     dtype: str = "float32"
     """What the network computes in: float32 or bfloat16. Parameters, norms and softmax stay float32."""
-    remat: bool = False
-    """Recompute the blocks' activations in the backward pass: less memory, about a third more work."""
+    remat: str = "none"
+    """What the backward pass works out anew, to need less memory: none, attention, products (all but the results of
+    convolutions and products) or full (whole blocks, a third more work)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +149,7 @@ class ADM:
     resblock_updown: bool = False
     """Blocks halve and enlarge, rather than convolutions."""
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +166,7 @@ class VDM:
     """The input is seen through sine and cosine of 2 pi 2^n x, too, for each n of these."""
     dropout: float = 0.1
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,19 +268,19 @@ class Launch:
     """Seconds after which a process that doesn't answer is given up, and the others end."""
 
 
-def write(config: Config, path: Path) -> None:
+def write(config: Config, path: files.Place) -> None:
     """Write config.json whole or not at all."""
     files.write(path, (json.dumps(records.to_dict(config), indent=1) + "\n").encode())
 
 
-def read(path: Path) -> Config:
+def read(path: files.Place) -> Config:
     """Read config.json.
 
     Raises:
         FileNotFoundError: if there is none, saying what a run's folder holds.
         ValueError: if it isn't what `write` wrote.
     """
-    if not path.is_file():
+    if not files.is_file(path):
         raise FileNotFoundError(f"{path.parent} is no run's folder: it has no {path.name} (train.py writes one)")
     try:
         return records.from_dict(json.loads(path.read_text()), Config, path.name)

@@ -176,7 +176,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_outside(run):
 
 def test_remat_changes_neither_weights_nor_output(run):
     """Every block and every attention is recomputed: five and one."""
-    weights, again = drawn(TINY), dataclasses.replace(TINY, remat=True)
+    weights, again = drawn(TINY), dataclasses.replace(TINY, remat="full")
     assert jax.tree.map(jnp.shape, plan(again)) == jax.tree.map(jnp.shape, plan(TINY))
     assert len(re.findall(r"= (?:remat2?|checkpoint)\[", str(jax.make_jaxpr(again.apply)(weights, X, T)))) == 6
     np.testing.assert_allclose(run(again, weights, X, T), run(TINY, weights, X, T), atol=1e-5)

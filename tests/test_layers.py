@@ -19,6 +19,7 @@ ORDER = (
     ("evaluation",),
     ("figures",),
     ("training",),
+    ("planning",),
     ("interop",),
     ("cli",),
 )

@@ -4,10 +4,12 @@ import contextlib
 import gc
 import threading
 
+import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.data.pipeline import batch_at, batches, to_float
+from ddpm_jax.data import resident
+from ddpm_jax.data.pipeline import batch_at, batches, read_at, to_float
 from ddpm_jax.data.record import Source
 
 
@@ -66,6 +68,21 @@ def test_values_are_k_over_127_5_minus_1_correctly_rounded():
     assert to_float(every).dtype == np.float32
     assert np.array_equal(to_float(every), (np.arange(256) / 127.5 - 1).astype(np.float32))
     assert to_float(every)[[0, 255]].tolist() == [-1.0, 1.0]
+
+
+def test_floats_made_on_a_device_are_those_of_the_host():
+    """To the bit: a product with 1 / 255 in float32, which XLA makes of a division, would miss half of them."""
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(jax.jit(resident.to_float)(every), to_float(every))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_rows_of_a_batch_are_those_of_the_whole(flip):
+    """On a torus of chips, a process's rows needn't be side by side."""
+    rows, settings = np.array([1, 2, 6, 11]), {"seed": 5, "batch_size": 12, "flip": flip}
+    part, whole = (read_at(numbered(10), 4, **settings, **more) for more in ({"rows": rows}, {}))
+    assert np.array_equal(part.images, whole.images[rows])
+    assert np.array_equal(part.labels, whole.labels[rows])
 
 
 def test_images_keep_their_labels_under_flips():

@@ -1,42 +1,54 @@
 """Several processes, several devices, and a run that is asked to stop: real processes on this machine."""
 
-import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
 from ddpm_jax.cli import flags
-from ddpm_jax.cli.flags import load_preset
 from ddpm_jax.config import Launch
-from ddpm_jax.training import mesh, processes
-from ddpm_jax.training.loop import train
+from ddpm_jax.training import last_words, mesh, processes
 
-COLLECTIVES = """
-import collections, dataclasses, re, jax
-from ddpm_jax.cli.flags import load_preset
-from ddpm_jax.config import Devices
-from ddpm_jax.data import Batch
-from ddpm_jax.training import run
-from ddpm_jax.training.step import make_step
+LAST_WORDS = """
+import os, signal, sys
+from ddpm_jax.cli import flags
+from ddpm_jax.config import Launch
 
-preset = load_preset("tests/presets/tiny.py")
-parts = run.build(dataclasses.replace(preset, devices=Devices(fsdp=4)))
-step = make_step(run.make_loss(parts), parts.optimizer, ema_decay=0.9, num_steps=40, mesh=parts.mesh,
-                 remember=run.make_remember(parts), shardings=parts.shardings())
-batch = Batch(images=jax.ShapeDtypeStruct((8, 8, 8, 1), "float32"), labels=jax.ShapeDtypeStruct((8,), "int32"))
-text = step.lower(parts.abstract(), batch, jax.random.key(0)).compile().as_text()
-kinds = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-print(dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\\(", text))))
+_, case, port, i, saves = sys.argv
+sys.argv = ["train.py"]
+
+def main(arguments):
+    from ddpm_jax.training import processes
+
+    launch = Launch(coordinator=f"localhost:{port}", num_processes=2, process_id=int(i), timeout=10)
+    processes.join(launch, saves=saves)
+    processes.meet("at work")
+    if case == f"death of {i}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if case == f"error of {i}":
+        raise FileNotFoundError("--data.path has no images")
+    processes.meet("where the other one never comes")
+
+flags.run(main)
+"""
+REPORT = """\
+I1122 05:31:01.000000 1 some_other.cc:1] passed on
+E1122 05:31:06.507715 10344 coordination_service.cc:1549] Use error polling to propagate the following error:
+2
+F1122 05:31:06.509169 10355 client.h:80] Terminating process because the JAX distributed service detected fatal \
+errors. absl::Status: UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):
+2
+5
+The tasks have crashed. Check the task logs for an earlier error.
+*** Check failure stack trace: ***
+    @     0x7f2692a40634  SendToLog()
 """
 
 
@@ -52,29 +64,55 @@ def losses(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_and_one_goes_on_alone(tiny_run, tmp_path):
-    """Two processes of two devices, the state cut in two; then one process with one device, from their checkpoint.
-
-    Sums in another order: 1e-4 relative over ten steps, as for four devices.
-    """
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    launch = ["--launch.coordinator", f"localhost:{port}", "--launch.num-processes", "2", "--launch.timeout", "60"]
-    both = [
-        start(tmp_path / "two", "--devices.fsdp", "2", *launch, "--launch.process-id", str(i), devices=2)
-        for i in range(2)
-    ]
-    said = [process.communicate(timeout=280)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "is at step 8" in said[0]
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tiny_run[0]), rtol=1e-4)
-    shutil.copytree(tiny_run[0], tmp_path / "one")
-    for name in ("one", "two"):
-        train(dataclasses.replace(load_preset(str(TINY)), steps=10), tmp_path / name)
-    assert len(losses(tmp_path / "two")) == 5
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+        return free.getsockname()[1]
+
+
+def test_a_lost_process_ends_the_other_with_one_line(tmp_path):
+    """Killed, the first or another, while the other one waits in a collective; or ended by an error of its own."""
+    for step in (20, 40):
+        (tmp_path / str(step)).mkdir()
+    (tmp_path / "60.orbax-checkpoint-tmp").mkdir()
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    running = {}
+    for case in ("death of 0", "death of 1", "error of 1"):
+        port = str(free_port())
+        for i in range(2):
+            command = [sys.executable, "-c", LAST_WORDS, case, port, str(i), str(tmp_path)]
+            running[case, i] = subprocess.Popen(command, cwd=ROOT, env=env, stdout=-3, stderr=-1, text=True)
+    said = {key: process.communicate(timeout=200)[1] for key, process in running.items()}
+    saved = "the run is saved up to step 40: start all processes again with the same command to go on\n"
+    dead = "\ntrain.py: process 1 of 2 stopped answering within 10 s and is taken to be dead; "
+    expected = {
+        ("death of 0", 0): "",
+        ("death of 0", 1): f"\ntrain.py: process 0 of 2, through which the processes meet, is gone; {saved}",
+        ("death of 1", 0): dead + saved,
+        ("death of 1", 1): "",
+        ("error of 1", 0): f"\ntrain.py: process 1 of 2 has ended (--data.path has no images); {saved}",
+        ("error of 1", 1): "train.py: --data.path has no images\n",
+    }
+    assert said == expected
+    statuses = [process.returncode for process in running.values()]
+    assert [128 - n if n < 0 else n for n in statuses] == [137, processes.LOST, processes.LOST, 137, processes.LOST, 2]
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+def test_only_the_report_of_a_lost_process_is_put_in_other_words(size):
+    def listen(text):
+        chunks, written = iter([text[i : i + size].encode() for i in range(0, len(text), size)]), []
+        last_words.listen(
+            lambda: next(chunks, b""),
+            written.append,
+            last=lambda report: last_words.reason(report, count="8", timeout="20"),
+        )
+        return "".join(written)
+
+    before = REPORT.partition("F1122")[0]
+    assert listen(before + "end without a newline") == before + "end without a newline"
+    first = "I1122 05:31:01.000000 1 some_other.cc:1] passed on\n"
+    assert listen(REPORT) == first + "processes 2, 5 of 8 stopped answering within 20 s and are taken to be dead"
 
 
 @pytest.mark.slow
@@ -93,18 +131,6 @@ def test_a_run_that_is_told_to_end_is_saved_and_ends_well(tmp_path):
     assert found, said
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert kept == [found[1]]
-
-
-def test_the_step_moves_weights_and_never_activations():
-    """Eight devices, the state cut in four: gathers and sums. Permutations and all-to-alls would be of activations."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1].replace("'", '"'))
-    assert found.get("all-gather", 0) > 10
-    assert not {"collective-permute", "all-to-all"} & found.keys(), found
 
 
 def test_arrays_are_cut_along_their_longest_axis_that_divides():

@@ -23,6 +23,7 @@ def call(monkeypatch):
             if str(target).endswith(".py"):
                 runpy.run_path(str(ROOT / target), run_name="__main__")
             else:
+                monkeypatch.delitem(sys.modules, target, raising=False)  # another test may have imported it
                 runpy.run_module(target, run_name="__main__", alter_sys=False)
         except SystemExit as stop:
             return stop.code or 0
@@ -85,6 +86,7 @@ def test_train_answers_a_mistake_with_one_line_that_names_the_way_out(call, args
         (["{run}", "--checkpoint", "5"], "no checkpoint 5: found [6, 8]"),
         (["{run}", "--num", "0"], "--num"),
         (["{run}", "--eta", "2", "--sampler", "ddim"], "eta must lie in [0, 1], got 2.0"),
+        (["{run}", "--variance", "learned"], ": --variance learned needs a run of that --diffusion.variance"),
         (["{run}", "--frames", "1"], "--frames must be 0 or at least 2, got 1"),
         (["{run}", "--interpolate", "1", "--interpolate-from", "10"], "--interpolate-from must lie in 0 .. 9, got 10"),
     ],

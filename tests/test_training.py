@@ -3,16 +3,12 @@
 import dataclasses
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import chex
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY
 from PIL import Image
 
 from ddpm_jax import config as config_lib
@@ -94,29 +90,6 @@ def test_a_run_in_two_parts_ends_as_the_run_in_one(tiny_run, tmp_path):
     (workdir / "metrics.jsonl").write_text((workdir / "metrics.jsonl").read_text() + '{"step": 8, "cut')
     same(train(CONFIG, workdir), tiny_run[1])
     assert [line["step"] for line in records(workdir)] == [2, 4, 6, 8]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
-    """kill -9 in mid-run, the same command again: the parameters of the undisturbed run, bit for bit."""
-    flags = ["--steps", "60", "--run.checkpoint-every", "4", "--run.sample-every", "60", "--run.log-every", "4"]
-
-    def command(name):
-        return [sys.executable, "train.py", str(TINY), *flags, "--workdir", str(tmp_path / name)]
-
-    subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True, timeout=300)
-    process = subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not any(path.name.isdigit() for path in (tmp_path / "killed" / "checkpoints").glob("*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert steps_kept(tmp_path / "killed")[-1] < 60
-    subprocess.run(command("killed"), cwd=ROOT, check=True, capture_output=True, timeout=300)
-    same(run.load(tmp_path / "killed")[1], run.load(tmp_path / "whole")[1])
-    assert [line["step"] for line in records(tmp_path / "killed")] == list(range(4, 61, 4))
 
 
 @pytest.mark.slow

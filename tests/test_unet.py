@@ -111,18 +111,35 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_outside(weights, small
     assert 1e-5 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-def test_remat_changes_neither_weights_nor_output_nor_gradients():
+def in_training(module):
+    return lambda weights: (
+        module.apply(weights, X, T, train=True, rngs={"dropout": jax.random.key(3, impl="rbg")}) ** 2
+    ).sum()
+
+
+def test_remat_changes_neither_loss_nor_gradients():
     """With dropout on: what is recomputed must drop the same units again."""
     weights, values = drawn(TINY), []
-    for module in (TINY, dataclasses.replace(TINY, remat=True)):
-
-        def loss(weights, module=module):
-            y = module.apply(weights, X, T, train=True, rngs={"dropout": jax.random.key(3, impl="rbg")})
-            return (y**2).sum(), y
-
-        values.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(weights))
+    for how in ("none", "full"):
+        loss = in_training(dataclasses.replace(TINY, remat=how))
+        values.append(jax.jit(jax.value_and_grad(loss))(weights))
     for plain, again in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_each_remat_keeps_less_for_the_backward_pass_than_the_one_before(weights):
+    def kept(how):
+        loss = in_training(dataclasses.replace(SMALL, remat=how))
+        _, pull_back = jax.eval_shape(lambda weights: jax.vjp(loss, weights), weights)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+
+    everything, but_attention, products, inputs = map(kept, ("none", "attention", "products", "full"))
+    assert everything > but_attention > products > inputs
+
+
+def test_an_unknown_remat_is_refused():
+    with pytest.raises(ValueError, match=r"--net.remat: there is no 'ful', did you mean 'full'"):
+        drawn(dataclasses.replace(TINY, remat="ful"))
 
 
 @pytest.mark.parametrize("change", [{"scale_shift_norm": True}, {"resblock_updown": True}, {"num_heads": 2}])

@@ -165,7 +165,7 @@ def test_dropout_is_off_unless_training():
 
 
 def test_remat_recomputes_every_block_and_changes_no_parameter():
-    again = dataclasses.replace(TINY, remat=True)
+    again = dataclasses.replace(TINY, remat="full")
     weights = drawn(again)
     assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, plan(TINY))
     assert len(re.findall(r"= (?:remat2?|checkpoint)\[", str(jax.make_jaxpr(again.apply)(weights, X, T)))) == 9

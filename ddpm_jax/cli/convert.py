@@ -208,7 +208,7 @@ def _base(preset: str) -> Config:
 
 
 def _read(source: str, target: str, rest: Sequence[str]) -> None:
-    preset, workdir = _preset(rest), Path(target)
+    preset, workdir = _preset(rest), flags.folder_here(target)
     program = f"convert read {source} {workdir}"
     # Before anything is fetched, so that a mistyped flag doesn't have to wait for it.
     asked = flags.parse(Read, rest, prog=program, default=Read(config=_base(preset)))
@@ -259,9 +259,10 @@ def _write(source: str, target: str, rest: Sequence[str]) -> None:
     from ddpm_jax.interop import diffusers, whole
     from ddpm_jax.training import run
 
-    whole.refuse_used(Path(target))
+    folder = flags.folder_here(target)
+    whole.refuse_used(folder)
     _, state = run.load(workdir, step=asked.checkpoint)
-    diffusers.save(Path(target), config, state.params if asked.raw else state.ema)
+    diffusers.save(folder, config, state.params if asked.raw else state.ema)
     print(f"{target}: the {'last' if asked.raw else 'averaged'} weights of {workdir} at step {int(state.step)}")
     if isinstance(config.net, UNet) and config.net.num_classes:
         none = config.net.num_classes

@@ -1,9 +1,9 @@
 """What sample.py writes: grids, strips, animations and walks between images."""
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,17 +14,37 @@ from tqdm import tqdm
 from ddpm_jax import data, files, nets, sampling
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
+from ddpm_jax.files import Place
+from ddpm_jax.training import processes
 from ddpm_jax.training.draw import draw, labels_of, sampler, width
 from ddpm_jax.training.run import Parts, num_classes, without_class
 
 MOST_IN_GRID = 400
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What all pictures of one call share. Every process draws its part of them; the first writes them."""
+
+    parts: Parts
+    params: Any
+    settings: Sampling
+    seed: int
+    label: int | None
+    """The class to draw; every class in turn for None."""
+    out: Place
+    """The grid's file, after which the others are named."""
+
+    def beside(self, suffix: str) -> Place:
+        """OUT_suffix."""
+        return self.out.with_name(f"{self.out.stem}_{suffix}")
+
+
 @contextlib.contextmanager
-def _bar(parts: Parts, settings: Sampling, batches: int, title: str) -> Iterator[Callable[[Any], None]]:
+def _bar(of: Drawing, batches: int, title: str) -> Iterator[Callable[[Any], None]]:
     """A progress bar over all steps of all batches, to be called from inside the sampling loop."""
-    steps = sampler(parts, settings)[0].num_steps
-    with tqdm(total=steps * batches, desc=title, unit="step") as bar:
+    steps = sampler(of.parts, of.settings)[0].num_steps
+    with tqdm(total=steps * batches, desc=title, unit="step", disable=not processes.writes()) as bar:
 
         def on_step(done: Any) -> None:
             del done
@@ -34,42 +54,36 @@ def _bar(parts: Parts, settings: Sampling, batches: int, title: str) -> Iterator
         jax.effects_barrier()  # steps report late: the bar must outlive them
 
 
-def images(
-    parts: Parts,
-    params: Any,
-    *,
-    out: Path,
-    num: int,
-    seed: int,
-    settings: Sampling,
-    batch_size: int,
-    label: int | None,
-    singles: Path | None,
-    npz: Path | None,
-) -> None:
-    """Draw `num` images; write the grid, and single PNGs and an .npz where asked."""
+def images(of: Drawing, *, num: int, batch_size: int, singles: Place | None, npz: Place | None) -> None:
+    """Draw `num` images; write the grid, and single PNGs and an .npz where asked.
+
+    Raises:
+        ValueError: for less than one image, at once or in all, or a label that the network doesn't have.
+    """
     if num < 1 or batch_size < 1:
         raise ValueError(f"--num and --batch-size must be at least 1, got {num} and {batch_size}")
-    with _bar(parts, settings, -(-num // width(parts, num, batch_size)), "sampling") as on_step:
+    with _bar(of, -(-num // width(of.parts, num, batch_size)), "sampling") as on_step:
         drawn, _ = draw(
-            parts,
-            params,
-            seed=seed,
+            of.parts,
+            of.params,
+            seed=of.seed,
             num=num,
-            settings=settings,
+            settings=of.settings,
             batch_size=batch_size,
-            label=label,
+            label=of.label,
             on_step=on_step,
         )
-    pictures.save_png(out, pictures.grid(drawn[:MOST_IN_GRID]))
-    print(f"wrote {out}" + (f", the first {MOST_IN_GRID} of {num}" if num > MOST_IN_GRID else ""))
+    if not processes.writes():
+        return
+    pictures.save_png(of.out, pictures.grid(drawn[:MOST_IN_GRID]))
+    print(f"wrote {of.out}" + (f", the first {MOST_IN_GRID} of {num}" if num > MOST_IN_GRID else ""))
     if singles is not None:
         for i, image in enumerate(drawn):
             pictures.save_png(singles / f"{i:06d}.png", pictures.to_bytes(image))
         print(f"wrote {num} PNGs into {singles}")
     if npz is not None:
         arrays = {"images": pictures.to_bytes(drawn)}
-        if (labels := labels_of(parts, num, label)) is not None:
+        if (labels := labels_of(of.parts, num, of.label)) is not None:
             arrays["labels"] = labels
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
@@ -77,30 +91,22 @@ def images(
         print(f"wrote {npz}")
 
 
-def denoising(
-    parts: Parts,
-    params: Any,
-    *,
-    out: Path,
-    num: int,
-    seed: int,
-    settings: Sampling,
-    frames: int,
-    label: int | None,
-) -> None:
+def denoising(of: Drawing, *, num: int, frames: int) -> None:
     """Write OUT_denoising.png, a strip, and OUT_denoising.gif: x_t beside the network's idea of x_0, from noise on."""
-    with _bar(parts, settings, 1, "denoising") as on_step:
+    with _bar(of, 1, "denoising") as on_step:
         _, path = draw(
-            parts,
-            params,
-            seed=seed,
+            of.parts,
+            of.params,
+            seed=of.seed,
             num=num,
-            settings=settings,
+            settings=of.settings,
             frames=frames,
-            label=label,
+            label=of.label,
             on_step=on_step,
         )
-    steps = sampler(parts, settings)[0].num_steps
+    if not processes.writes():
+        return
+    steps = sampler(of.parts, of.settings)[0].num_steps
     left = steps - sampling.frame_steps(steps, frames)
     x_t, x_0 = np.asarray(path.x_t), np.asarray(path.x_0)
     shown = np.unique(np.round(np.linspace(0, frames - 1, min(frames, 11))).astype(int))
@@ -110,49 +116,43 @@ def denoising(
         titles=[f"{t} left" if k == 0 else str(t) for k, t in enumerate(left[shown])],
         labels=["x_t", "x_0"] * (len(rows) // 2),
     )
-    still, film = (out.with_name(f"{out.stem}_denoising{suffix}") for suffix in (".png", ".gif"))
+    still, film = of.beside("denoising.png"), of.beside("denoising.gif")
     pictures.save_png(still, strip)
     titles = [(f"x_t, {t} steps left", "x_0 as predicted") for t in left]
     pictures.save_gif(film, pictures.side_by_side(x_t, x_0, titles), seconds=max(4.0, 0.05 * frames))
     print(f"wrote {still} and {film}")
 
 
-def halfway(parts: Parts, settings: Sampling, t: int | None) -> int:
+def halfway(of: Drawing, t: int | None) -> int:
     """The index, among the steps that are visited, from which images are interpolated; the middle one for None.
 
     Raises:
-        ValueError: if t isn't one of them.
+        ValueError: if t isn't one of them, or for settings that can't be.
     """
-    steps = sampler(parts, settings)[0].num_steps
+    steps = sampler(of.parts, of.settings, under="--")[0].num_steps
     if t is not None and not 0 <= t < steps:
         raise ValueError(f"--interpolate-from must lie in 0 .. {steps - 1}, got {t}")
     return steps // 2 if t is None else t
 
 
-def interpolation(
-    parts: Parts,
-    params: Any,
-    *,
-    out: Path,
-    pairs: int,
-    seed: int,
-    settings: Sampling,
-    t: int,
-    num: int = 9,
-) -> None:
-    """Write OUT_interpolation.png: real images at both ends, between them what their mixed noised versions become."""
-    config = parts.config
-    schedule, step = sampler(parts, settings)
-    batch = data.batch_at(data.load(config.data), seed=seed, step=0, batch_size=2 * pairs)
+def interpolation(of: Drawing, *, pairs: int, t: int, num: int = 9) -> None:
+    """Write OUT_interpolation.png: real images at both ends, between them what their mixed noised versions become.
+
+    Raises:
+        ValueError: for a network that must be told a class.
+    """
+    config = of.parts.config
+    schedule, step = sampler(of.parts, of.settings)
+    batch = data.batch_at(data.load(config.data), seed=of.seed, step=0, batch_size=2 * pairs)
     classes = num_classes(config)
     if classes and not without_class(config):
         raise ValueError("--interpolate needs a network that was also trained without its class (--net.label-dropout)")
     rows = []
-    for i in tqdm(range(pairs), desc="interpolating", unit="pair"):
+    for i in tqdm(range(pairs), desc="interpolating", unit="pair", disable=not processes.writes()):
         ends = jnp.asarray(batch.images[2 * i : 2 * i + 2])
         between = sampling.interpolate(
-            jax.random.fold_in(jax.random.key(seed), i),
-            nets.denoiser(parts.module, params),
+            jax.random.fold_in(jax.random.key(of.seed), i),
+            nets.denoiser(of.parts.module, of.params),
             schedule,
             ends,
             t=t,
@@ -160,11 +160,13 @@ def interpolation(
             batch_size=num,
             step=step,
             prediction=config.diffusion.prediction,
-            clip=settings.clip,
+            clip=of.settings.clip,
             conditions=np.full(num, classes) if classes else None,  # "no class": a mixture has none
         )
         rows.append(np.concatenate([ends[:1], between, ends[1:]]))
+    if not processes.writes():
+        return
     mixed = [f"{part:.2f}" for part in np.linspace(0, 1, num)]
-    path = out.with_name(f"{out.stem}_interpolation.png")
+    path = of.beside("interpolation.png")
     pictures.save_png(path, pictures.strip(np.stack(rows), titles=["source", *mixed, "source"]))
     print(f"wrote {path}, by way of t = {t}")

@@ -7,14 +7,13 @@ images: the share that a classifier of real images is sure of, the classes found
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ddpm_jax import files
 from ddpm_jax.cli import flags
-from ddpm_jax.config import Config, Data, Sampling
+from ddpm_jax.config import Config, Data, Launch, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Flags:
     num: int = 0
     """Images to draw; 0 for as many as are held out."""
     seed: int = 1
-    samples: Path | None = None
+    samples: flags.Place | None = None
     """Measure the `images` of this .npz (as sample.py --npz writes) instead of drawing."""
     data: Data = Data()
     """The images that training saw; the run's if not given."""
@@ -34,6 +33,8 @@ class Flags:
     raw: bool = False
     """Use the weights of the last step, not their average over training."""
     checkpoint: int | None = None
+    """The step to read; the newest if not given."""
+    launch: Launch = Launch()
 
 
 def main(args: list[str]) -> None:
@@ -44,7 +45,12 @@ def main(args: list[str]) -> None:
     asked = flags.parse(
         Flags, args[1:], prog=f"evaluate {workdir}", default=Flags(data=config.data, sampling=config.sampling)
     )
+    from ddpm_jax.training import processes
+
+    processes.join(asked.launch)
     result = _measure(asked, workdir, config)
+    if not processes.writes():
+        return
     files.write(workdir / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"images                        {result['num_images']}")
     print(f"classifier is sure (p >= 0.9) {result['sure']:.3f}   held-out {result['sure_held_out']:.3f}")
@@ -52,13 +58,13 @@ def main(args: list[str]) -> None:
     print(f"Frechet distance of pixels    {result['frechet']:.3f}   held-out {result['frechet_floor']:.3f}")
 
 
-def _measure(asked: Flags, workdir: Path, config: Config) -> dict:
+def _measure(asked: Flags, workdir: files.Place, config: Config) -> dict:
     import numpy as np
 
     from ddpm_jax import data
     from ddpm_jax.evaluation import frechet, probe
     from ddpm_jax.training import run
-    from ddpm_jax.training.draw import draw
+    from ddpm_jax.training.draw import draw, sampler
 
     def floats(source: data.Source) -> np.ndarray:
         return data.to_float(source.images[np.arange(len(source))])
@@ -69,10 +75,12 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> dict:
         raise ValueError(f"{asked.data.source} has no labels to train the classifier on")
     real, labels, others = floats(train), train.labels[np.arange(len(train))], floats(held_out)
     if asked.samples is not None:
-        images = floats(data.arrays.array(str(asked.samples)))
+        with files.local(asked.samples) as file:
+            images = floats(data.arrays.array(str(file)))
     else:
         parts, state = run.load(workdir, step=asked.checkpoint)
         params = state.params if asked.raw else state.ema
+        sampler(parts, asked.sampling, under="--")
         num = asked.num or len(others)
         images, _ = draw(parts, params, seed=asked.seed, num=num, settings=asked.sampling, batch_size=128)
     distance = frechet.with_floor(images, real, others)

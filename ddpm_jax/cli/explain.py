@@ -20,7 +20,7 @@ from ddpm_jax.config import Config
 class Flags:
     """Draw the forward process, the exact way back and the schedules."""
 
-    out: Path
+    out: flags.Place
     """Where the pictures go."""
     images: int = 3
     """How many images of the data set to walk with."""

@@ -4,28 +4,45 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
+from ddpm_jax import files
 from ddpm_jax.config import Config, Launch, read
 from ddpm_jax.records import suggest
 
 T = TypeVar("T")
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
+Place = Annotated[
+    files.Place,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda given: files.place(given[0]),
+        is_instance=lambda value: isinstance(value, files.Place),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A flag that takes a path of this machine or gs://BUCKET/NAME."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """A run: where it goes, and every field of its config."""
 
-    workdir: Path
-    """The run's folder."""
+    workdir: Place
+    """The run's folder, of this machine or gs://BUCKET/NAME."""
     launch: Launch = Launch()
+    program: Place | None = None
+    """A training step compiled beforehand for these devices, by python -m ddpm_jax.cli.plan ... --save."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -70,17 +87,25 @@ def training(args: Sequence[str]) -> Training:
         print("\nPresets (PRESET --help lists every flag):", *lines, sep="\n")
         sys.exit(0)
     name, *rest = args
-    if name.startswith("-"):
-        raise ValueError(f"the first argument must be a preset, got {name!r}; choose from {', '.join(presets())}")
-    if (Path(name) / "config.json").is_file() and name not in presets():
-        workdir, config = run_folder(name)
-        default = Training(workdir=workdir, config=config)
-    else:
-        default = Training(workdir=Path("runs") / Path(name).stem, config=load_preset(name))
+    workdir, config = starting_config(name)
+    default = Training(workdir=workdir, config=config)
     return parse(Training, rest, prog=f"train.py {name}", default=default)
 
 
-def run_folder(name: str) -> tuple[Path, Config]:
+def starting_config(name: str) -> tuple[files.Place, Config]:
+    """Where flags start: a preset and the folder that its run would have, or a run's folder and its own config.
+
+    Raises:
+        ValueError: for a name that is neither.
+    """
+    if name.startswith("-"):
+        raise ValueError(f"the first argument must be a preset, got {name!r}; choose from {', '.join(presets())}")
+    if name not in presets() and files.is_file(files.place(name) / "config.json"):
+        return run_folder(name)
+    return Path("runs") / Path(name).stem, load_preset(name)
+
+
+def run_folder(name: str) -> tuple[files.Place, Config]:
     """A run's folder and its config.
 
     Raises:
@@ -89,11 +114,24 @@ def run_folder(name: str) -> tuple[Path, Config]:
     """
     if name.startswith("-"):
         raise ValueError(f"the first argument must be a run's folder, got {name!r}")
-    folder = Path(name)
-    if not (folder / "config.json").is_file():
-        near = [str(file.parent) for file in folder.parent.glob("*/config.json")]
+    folder = files.place(name)
+    if not files.is_file(folder / "config.json"):
+        # Not in a bucket: looking around would list every object of every run.
+        near = [str(file.parent) for file in folder.parent.glob("*/config.json")] if isinstance(folder, Path) else []
         raise FileNotFoundError(f"{name} is no run's folder (it has no config.json){suggest(name, near)}")
     return folder, read(folder / "config.json")
+
+
+def folder_here(name: str) -> Path:
+    """A folder that must lie on this machine.
+
+    Raises:
+        ValueError: if it names a bucket.
+    """
+    folder = files.place(name)
+    if not isinstance(folder, Path):
+        raise ValueError(f"this writes on this machine only, got {name}")
+    return folder
 
 
 def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T) -> T:
@@ -128,18 +166,34 @@ def _unbox(text: str) -> str:
 def run(main: Callable[[list[str]], None], *, stopped: str = "stopped") -> None:
     """Call main(arguments); an error that the user can mend ends the program with one line and status 2.
 
-    `stopped` is what Ctrl-C says.
+    `stopped` is what Ctrl-C says. One of several processes tells the others of its error, and doesn't wait for them.
 
     With DDPM_JAX_TRACEBACK=1 in the environment the whole traceback is shown.
     """
-    program = Path(sys.argv[0]).name
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # of a bucket: it logs whole tracebacks of what it raises
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print(f"\n{program}: {stopped}", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if os.environ.get("DDPM_JAX_TRACEBACK"):
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
             raise
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        processes = sys.modules.get("ddpm_jax.training.processes")  # not there if JAX wasn't reached
+        several = processes if processes is not None and processes.failed(error) else None
+        line, status = _explained(error, stopped)
+        if line is None and several is None:
+            raise
+        print(line or traceback.format_exc(), file=sys.stderr)
+        if several is not None:
+            several.leave(status)
+        sys.exit(status)
+
+
+def _explained(error: BaseException, stopped: str) -> tuple[str | None, int]:
+    """What to say of an error, None for all there is to it, and the status to end with."""
+    program = Path(sys.argv[0]).name
+    if isinstance(error, KeyboardInterrupt):
+        return f"\n{program}: {stopped}", 130
+    if isinstance(error, SystemExit):
+        return (None, error.code) if isinstance(error.code, int) else (str(error.code), 1)
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and not os.environ.get("DDPM_JAX_TRACEBACK"):
+        return f"{program}: {' '.join(str(error).split())}", 2
+    return None, 1

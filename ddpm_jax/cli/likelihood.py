@@ -8,11 +8,10 @@ in continuous time is measured in continuous time. A network with classes is tol
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from ddpm_jax import files, records
 from ddpm_jax.cli import flags
-from ddpm_jax.config import Config, Data
+from ddpm_jax.config import Config, Data, Launch
 from ddpm_jax.records import pick
 
 
@@ -38,6 +37,7 @@ class Flags:
     """Use the weights of the last step, not their average over training."""
     checkpoint: int | None = None
     """The step to read; the newest if not given."""
+    launch: Launch = Launch()
 
 
 def main(args: list[str]) -> None:
@@ -77,7 +77,7 @@ def _check_reading(asked: Flags, config: Config) -> None:
         raise ValueError(f"--variance {asked.variance} needs a run that learned it, got {config.diffusion.variance}")
 
 
-def _measure(asked: Flags, workdir: Path, config: Config) -> None:
+def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
     import jax
     import numpy as np
     from tqdm import tqdm
@@ -85,8 +85,9 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> None:
     from ddpm_jax import data, nets
     from ddpm_jax.evaluation import likelihood
     from ddpm_jax.figures import plots
-    from ddpm_jax.training import mesh, run
+    from ddpm_jax.training import mesh, processes, run
 
+    processes.join(asked.launch)
     source, classes = data.load(asked.data), run.num_classes(config)
     if classes and source.num_classes != classes:
         raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
@@ -109,7 +110,7 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> None:
         return data.to_float(source.images[rows]), labels
 
     num = min(len(source), asked.num or len(source))
-    with tqdm(total=num, desc="measuring", unit="image") as bar:
+    with tqdm(total=num, desc="measuring", unit="image", disable=not processes.writes()) as bar:
         found = likelihood.over(
             per_batch,
             nets.denoiser(parts.module, state.params if asked.raw else state.ema),
@@ -119,6 +120,8 @@ def _measure(asked: Flags, workdir: Path, config: Config) -> None:
             sharding=mesh.split(parts.mesh),
             on_batch=bar.update,
         )
+    if not processes.writes():
+        return
     plain = {
         "bits_per_dim": found.bits_per_dim,
         "standard_error": found.standard_error,

@@ -2,17 +2,19 @@
 
 So a run that resumes needs no saved iterator: the step in its checkpoint says which images come next. Epochs, each a
 permutation of the images, are laid end to end in an endless row; batch `step` of B images holds the positions
-step * B .. step * B + B - 1 of that row. Grain makes the batches ahead of time.
+step * B .. step * B + B - 1 of that row. How many threads or processes make the batches, and whether that is done on
+the host or on a device, changes nothing in them.
 """
 
 import dataclasses
 import functools
-import sys
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 
+from ddpm_jax.data.readahead import read_ahead
 from ddpm_jax.data.record import Source
 
 ORDER, FLIP = 0, 1  # one random stream of the seed for each purpose
@@ -24,9 +26,53 @@ class Batch:
     """What one process trains on in one step."""
 
     images: np.ndarray | jax.Array
-    """float32 [B / processes, H, W, C] in [-1, 1]."""
+    """float32 [B / processes, H, W, C] in [-1, 1]; uint8 as they are read."""
     labels: np.ndarray | jax.Array | None
     """int32 [B / processes], or None for a source without labels."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["indices", "mirrored"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picks:
+    """Which images stand in a batch, and which of them are mirrored."""
+
+    indices: Any
+    """Integers [B / processes], on the host or on devices."""
+    mirrored: Any
+    """bool [B / processes], or None where nothing is mirrored."""
+
+
+def picks_at(
+    num_images: int, step: int, *, seed: int, batch_size: int, flip: bool = False, rows: np.ndarray | None = None
+) -> Picks:
+    """What stands in batch `step` of the run, or in those `rows` of it, rising numbers of 0 .. batch_size - 1.
+
+    Raises:
+        ValueError: as `batch_at`.
+    """
+    _check(num_images, seed, step, batch_size)
+    rows = np.arange(batch_size) if rows is None else rows
+    first, count = step * batch_size + int(rows[0]), int(rows[-1] - rows[0]) + 1
+    kept = rows - rows[0]
+    return Picks(
+        indices=_order(num_images, seed, first, count)[kept],
+        mirrored=_coin(seed, first, count)[kept] if flip else None,
+    )
+
+
+def read_at(
+    source: Source, step: int, *, seed: int, batch_size: int, flip: bool = False, rows: np.ndarray | None = None
+) -> Batch:
+    """Those `rows` of batch `step`, or all, as the source has them: uint8.
+
+    Raises:
+        ValueError: as `batch_at`.
+    """
+    picks = picks_at(len(source), step, seed=seed, batch_size=batch_size, flip=flip, rows=rows)
+    images = np.asarray(source.images[picks.indices])
+    if picks.mirrored is not None:
+        images[picks.mirrored] = images[picks.mirrored, :, ::-1]
+    return Batch(images=images, labels=None if source.labels is None else np.asarray(source.labels[picks.indices]))
 
 
 def batch_at(
@@ -47,14 +93,9 @@ def batch_at(
     Raises:
         ValueError: for an argument out of its range, or a batch that doesn't divide among the processes.
     """
-    share = _share(len(source), seed, step, batch_size, shard)
-    first = step * batch_size + shard[0] * share
-    indices = _order(len(source), seed, first, share)
-    images = source.images[indices]
-    if flip:
-        mirrored = _coin(seed, first, share)
-        images[mirrored] = images[mirrored, :, ::-1]
-    return Batch(images=to_float(images), labels=None if source.labels is None else source.labels[indices])
+    rows = _share(batch_size, shard)
+    batch = read_at(source, step, seed=seed, batch_size=batch_size, flip=flip, rows=rows)
+    return dataclasses.replace(batch, images=to_float(np.asarray(batch.images)))
 
 
 def batches(
@@ -65,7 +106,7 @@ def batches(
     start: int = 0,
     flip: bool = False,
     shard: tuple[int, int] = (0, 1),
-    num_threads: int = 2,
+    threads: int = 2,
 ) -> grain.DatasetIterator[Batch]:
     """`batch_at` for every step from `start` on, made ahead of time in background threads.
 
@@ -75,11 +116,13 @@ def batches(
     Raises:
         ValueError: as `batch_at`, at once.
     """
-    _share(len(source), seed, start, batch_size, shard)
-    at = functools.partial(batch_at, source, seed=seed, batch_size=batch_size, flip=flip, shard=shard)
-    steps = grain.MapDataset.range(start, sys.maxsize).map(lambda step: at(step=step))
-    ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return iter(steps.to_iter_dataset(ahead))
+    _check(len(source), seed, start, batch_size)
+    _share(batch_size, shard)
+
+    def at(step: int) -> Batch:
+        return batch_at(source, seed=seed, step=step, batch_size=batch_size, flip=flip, shard=shard)
+
+    return iter(read_ahead(at, start=start, threads=threads))
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -120,17 +163,22 @@ def _coin(seed: int, first: int, count: int) -> np.ndarray:
     return words[::4] >> np.uint64(63) == 1
 
 
-def _share(num_images: int, seed: int, step: int, batch_size: int, shard: tuple[int, int]) -> int:
-    """How many of a batch's images fall to one process, once the arguments are found good."""
-    index, count = shard
+def _check(num_images: int, seed: int, step: int, batch_size: int) -> None:
     if num_images < 1:
         raise ValueError("the source must hold at least one image, got none")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in 0 .. 2^32 - 1, got {seed}")
     if step < 0:
         raise ValueError(f"step must be 0 or more, got {step}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _share(batch_size: int, shard: tuple[int, int]) -> np.ndarray:
+    """The rows of a batch that fall to one process."""
+    index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard}")
     if batch_size < 1 or batch_size % count:
         raise ValueError(f"batch_size must be a positive multiple of the {count} processes, got {batch_size}")
-    return batch_size // count
+    return np.arange(batch_size).reshape(count, -1)[index]

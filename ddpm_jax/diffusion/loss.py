@@ -1,6 +1,7 @@
 """The training objectives at a drawn t: weighted error, the bound, and both (Ho et al. 2020, Algorithm 1).
 
     simple    k(log-SNR) ||eps - eps_hat||^2, whatever is predicted                     (Ho et al. 2020, Eq. 14)
+              or with another of `norms` on the error of the prediction
     vlb       T L_t in bits/dim, unbiased for the bound but for L_T, which nothing trained changes      (Eq. 5)
     hybrid    simple + vlb_weight T L_t, which teaches the variance only: the mean is held fixed in it
                                                                               (Nichol & Dhariwal 2021, Eq. 16)
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion import bound, timesteps
 from ddpm_jax.diffusion.forward import q_sample
+from ddpm_jax.diffusion.norms import Norm, l2
 from ddpm_jax.diffusion.parameterization import target
 from ddpm_jax.diffusion.reverse import is_learned, split
 from ddpm_jax.diffusion.schedules import Schedule, at
@@ -52,14 +54,14 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A network's output to x_t [B, ..., C] at t [B], and the prediction's mean squared error [B]."""
+    """A network's output to x_t [B, ..., C] at t [B], and what the norm makes of the prediction's error [B]."""
 
     schedule: Schedule
     x_0: jax.Array
     x_t: jax.Array
     t: jax.Array
     output: jax.Array
-    mse: jax.Array
+    error: jax.Array
 
 
 Objective = Callable[[Setting, Answer], jax.Array]
@@ -68,7 +70,7 @@ Objective = Callable[[Setting, Answer], jax.Array]
 def _simple(setting: Setting, said: Answer) -> jax.Array:
     level = at(said.schedule, said.t)
     coef = level.coef_x0
-    return in_space(setting.weighting, setting.prediction, level.log_snr, posterior_mean_coef_x0=coef) * said.mse
+    return in_space(setting.weighting, setting.prediction, level.log_snr, posterior_mean_coef_x0=coef) * said.error
 
 
 def _vlb(setting: Setting, said: Answer) -> jax.Array:
@@ -96,6 +98,16 @@ def _hybrid(setting: Setting, said: Answer) -> jax.Array:
 OBJECTIVES: dict[str, Objective] = {"simple": _simple, "hybrid": _hybrid, "vlb": _vlb}
 
 
+def _noise(key: jax.Array, like: jax.Array, offset: float) -> jax.Array:
+    """N(0, 1) for each entry of [B, ..., C] and, unless `offset` is 0, N(0, offset^2) for each image and channel."""
+    eps = jax.random.normal(key, like.shape, like.dtype)
+    if offset == 0:
+        return eps
+    shape = (like.shape[0], *(1 for _ in like.shape[1:-1]), like.shape[-1])
+    # A key of its own for the constants: eps itself is the same noise under every offset, for runs to be compared.
+    return eps + offset * jax.random.normal(jax.random.fold_in(key, 1), shape, like.dtype)
+
+
 def loss(
     key: jax.Array,
     schedule: Schedule,
@@ -104,6 +116,8 @@ def loss(
     *,
     prediction: str = "eps",
     weighting: Weighting = simple,
+    norm: Norm = l2,
+    offset_noise: float = 0.0,
     objective: str = "simple",
     variance: str = "large",
     vlb_weight: float = 0.001,
@@ -120,6 +134,10 @@ def loss(
             [0, 1000).
         prediction: what the output means, one of parameterization.PREDICTIONS.
         weighting: k(log_snr), the factor on the error of eps, whatever is predicted; for simple and hybrid.
+        norm: what the error of the prediction counts for, [B, ...] -> [B]; for simple and hybrid.
+        offset_noise: deviation of a constant that is added to the noise of each image and channel, and learned with it
+            (Guttenberg 2023, "Diffusion with offset noise"): the network then sees and changes an image's brightness.
+            Tables and weightings stay those of the noise without it, and the bound is one only without it.
         objective: a key of OBJECTIVES.
         variance: of the step back, for vlb and hybrid; see `reverse.variance`.
         vlb_weight: what the bound counts for in the hybrid; 0.001 for 1000 steps or 4000.
@@ -139,7 +157,7 @@ def loss(
     setting = Setting(prediction=prediction, weighting=weighting, variance=variance, vlb_weight=vlb_weight, bits=bits)
     key_t, key_eps = jax.random.split(key)
     t, importance = timesteps.draw(key_t, draw_t or timesteps.uniform(), schedule, x_0.shape[0], history)
-    eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
+    eps = _noise(key_eps, x_0, offset_noise)
     x_t = q_sample(schedule, x_0, t, eps)
     output = denoise(x_t, schedule.times[t])
     wanted = (*x_0.shape[:-1], 2 * x_0.shape[-1]) if is_learned(variance) else x_0.shape
@@ -148,7 +166,6 @@ def loss(
         raise ValueError(f"denoise must return the shape of x_0{also}, {wanted}, got {output.shape}")
     predicted, _ = split(output, x_0.shape[-1])
     error = predicted - target(schedule, prediction, x_0, eps, t)
-    mse = jnp.mean(jnp.square(error).reshape(x_0.shape[0], -1), axis=1)
-    value = of_image(setting, Answer(schedule=schedule, x_0=x_0, x_t=x_t, t=t, output=output, mse=mse))
-    terms = LossTerms(loss=importance * value if correct_draw else value, objective=value, mse=mse, t=t)
+    value = of_image(setting, Answer(schedule=schedule, x_0=x_0, x_t=x_t, t=t, output=output, error=norm(error)))
+    terms = LossTerms(loss=importance * value if correct_draw else value, objective=value, mse=l2(error), t=t)
     return jnp.mean(terms.loss), terms

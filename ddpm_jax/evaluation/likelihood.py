@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from ddpm_jax.diffusion import bound, continuous
+from ddpm_jax.diffusion import bound, continuous, timesteps
 from ddpm_jax.diffusion.continuous import Curve
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.sampling.loop import spread, to_host
 from ddpm_jax.types import Denoiser
 
-PerBatch = Callable[[jax.Array, jax.Array, Denoiser], dict[str, jax.Array]]
-"""(indices [B], images [B, ...], denoise) -> by name arrays [B], `total` among them, and [B, T]."""
+PerBatch = Callable[..., dict[str, jax.Array]]
+"""(denoise, indices [B], images [B, ...], labels [B] if any) -> by name arrays [B], `total` among them, and [B, T]."""
 
 Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
@@ -61,18 +62,20 @@ def over(
     """
     if num < 2:
         raise ValueError(f"a likelihood with its standard error needs at least 2 images, got {num}")
+    # One program a batch: several at once would each wait for the others' devices.
+    measure = jax.jit(per_batch)
     of_image: dict[str, list[np.ndarray]] = {}
     sums: dict[str, np.ndarray] = {}
     for start in range(0, num, batch_size):
         # The last batch repeats its last image, so that one compilation serves all.
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         images, labels = read(rows)
-        batch = jax.tree.map(jnp.asarray, (rows, images, () if labels is None else labels))
-        indices, x_0, given = jax.device_put(batch, sharding) if sharding is not None else batch
-        bound_to = denoise if labels is None else jax.tree_util.Partial(_with_labels, denoise, given)
+        batch = (rows, images) if labels is None else (rows, images, labels)
+        # Every process has read the whole batch, and measures the part on its devices.
+        batch = jax.device_put(batch) if sharding is None else spread(batch, sharding)
         kept = min(batch_size, num - start)
-        for name, values in per_batch(indices, x_0, bound_to).items():
-            found = np.asarray(values, np.float64)[:kept]
+        for name, values in to_host(measure(denoise, *batch)).items():
+            found = values.astype(np.float64)[:kept]
             if found.ndim == 1:
                 of_image.setdefault(name, []).append(found)
             else:  # T of them an image: too many to keep
@@ -90,8 +93,9 @@ def over(
     )
 
 
-def _with_labels(denoise: Denoiser, labels: jax.Array, x_t: jax.Array, time: jax.Array) -> jax.Array:
-    return denoise(x_t, time, labels)
+def _told(denoise: Denoiser, *labels: jax.Array) -> jax.tree_util.Partial:
+    """The network that has been told its labels, if there are any."""
+    return jax.tree_util.Partial(lambda denoise, labels, x_t, time: denoise(x_t, time, *labels), denoise, labels)
 
 
 def whole(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
@@ -100,8 +104,8 @@ def whole(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
     Image i's noise depends on i only.
     """
 
-    def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
-        found = bound.bits_per_dim(key, schedule, denoise, images, indices=indices, **options)
+    def per_batch(denoise: Denoiser, indices: jax.Array, images: jax.Array, *labels: jax.Array) -> dict[str, jax.Array]:
+        found = bound.bits_per_dim(key, schedule, _told(denoise, *labels), images, indices=indices, **options)
         rates, rmse = found.rate_distortion()  # the squares are averaged, so that the error is that of the whole set
         parts = {"prior": found.prior, "rate": found.rate, "distortion": found.distortion}
         return {"total": found.total, **parts, "terms": found.terms, "rates": rates, "squares": rmse**2}
@@ -115,27 +119,35 @@ def estimated(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
     Image i's noise and t depend on i only.
     """
 
-    def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
-        return {"total": bound.estimate(key, schedule, denoise, images, indices=indices, **options).total}
+    def per_batch(denoise: Denoiser, indices: jax.Array, images: jax.Array, *labels: jax.Array) -> dict[str, jax.Array]:
+        told = _told(denoise, *labels)
+        return {"total": bound.estimate(key, schedule, told, images, indices=indices, **options).total}
 
     return per_batch
 
 
 def in_continuous_time(key: jax.Array, curve: Curve, *, num_t: int = 8, **options: Any) -> PerBatch:
-    """The mean of `num_t` draws of the bound in continuous time. `options` are those of `continuous.bound`.
+    """The mean of `num_t` draws of the bound in continuous time, each image's u one from each of as many equal parts.
 
-    u is spread over each batch, so that the noise depends on the batches too, and the standard error is a little large.
+    `options` are those of `continuous.bound`. Image i's noise and u depend on i only.
     """
+    curve = jax.device_put(to_host(curve))  # a learned one lies on the devices of all processes
 
-    @jax.jit
-    def once(key: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
-        drawn = continuous.bound(key, curve, denoise, images, **options)
-        return {name: getattr(drawn, name) for name in ("total", "prior", "diffusion", "decoder")}
+    def of_image(denoise: Denoiser, index: jax.Array, image: jax.Array, *label: jax.Array) -> dict[str, jax.Array]:
+        def once(part: jax.Array) -> dict[str, jax.Array]:
+            drawn = continuous.bound(
+                jax.random.fold_in(jax.random.fold_in(key, index), part),
+                curve,
+                _told(denoise, *(value[None] for value in label)),
+                image[None],
+                quantiles=lambda key, size: (part + timesteps.independent(key, size)) / num_t,
+                **options,
+            )
+            return {name: getattr(drawn, name)[0] for name in ("total", "prior", "diffusion", "decoder")}
 
-    def per_batch(indices: jax.Array, images: jax.Array, denoise: Denoiser) -> dict[str, jax.Array]:
-        # Stratified u belong to a batch, not to an image: so does the key.
-        of_batch = jax.random.fold_in(key, indices[0])
-        drawn = [once(jax.random.fold_in(of_batch, i), images, denoise) for i in range(num_t)]
-        return jax.tree.map(lambda *values: sum(values) / num_t, *drawn)
+        return jax.tree.map(jnp.mean, jax.lax.map(once, jnp.arange(num_t)))
+
+    def per_batch(denoise: Denoiser, *batch: jax.Array) -> dict[str, jax.Array]:
+        return jax.vmap(of_image, in_axes=(None, *[0] * len(batch)))(denoise, *batch)
 
     return per_batch

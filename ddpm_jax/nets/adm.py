@@ -126,15 +126,15 @@ class ADM(nn.Module):
     resblock_updown: bool = False
     out_channels: int = 6
     dtype: jnp.dtype = FLOAT32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     @checked
     def __call__(self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False) -> Outputs:
         widths = [int(multiplier * self.features) for multiplier in self.multipliers]
         self._check(x_t, labels, widths)
-        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
         emb = self._embed(t, labels)
 
         def block(x: jax.Array, width: int, name: str, how: str = "keep") -> jax.Array:

@@ -7,6 +7,7 @@ whatever the dtype.
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -186,6 +187,34 @@ def halve(x: jax.Array) -> jax.Array:
 
 RESIZE = {"keep": lambda x: x, "down": halve, "up": enlarge}
 """How a block's input is resized on its way in."""
+
+
+def _products(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+REMAT: dict[str, tuple[bool, Callable[..., bool] | None]] = {
+    "none": (False, None),
+    "attention": (False, None),
+    "products": (True, _products),
+    "full": (True, None),
+}
+"""What the backward pass works out anew, by name: (blocks too?, what of them is kept all the same)."""
+
+
+def rematted(block: type[nn.Module], how: str, *, attends: bool = False, static_argnums: tuple[int, ...] = ()) -> Any:
+    """`block`, or the same with activations that the backward pass works out anew (Chen et al. 2016).
+
+    none keeps everything; attention forgets what is inside the attention blocks, [N, N] scores above all; products
+    keeps the results of convolutions and products and forgets norms and nonlinearities; full keeps each block's input.
+
+    Raises:
+        ValueError: for another name.
+    """
+    blocks, policy = pick(REMAT, how, "--net.remat")
+    if not (blocks or (attends and how == "attention")):
+        return block
+    return nn.remat(block, static_argnums=static_argnums, policy=policy)
 
 
 def check_size(x: jax.Array, halvings: int) -> None:

@@ -112,14 +112,14 @@ class UNet(nn.Module):
     resblock_updown: bool = False
     out_channels: int = 3
     dtype: jnp.dtype = jnp.dtype("float32")
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     @checked
     def __call__(self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False) -> Outputs:
         self._check(x_t, labels)
-        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
         options = (self.dropout, self.scale_shift_norm, self.groups)
         emb = self._embed(t, labels)
 

@@ -105,14 +105,14 @@ class VDM(nn.Module):
     dropout: float = 0.1
     groups: int = GROUPS
     dtype: jnp.dtype = FLOAT32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     @checked
     def __call__(self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False) -> Outputs:
         self._check(labels)
-        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
         condition = self._embed(t)
 
         def block(x: jax.Array, name: str) -> jax.Array:

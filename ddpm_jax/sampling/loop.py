@@ -143,7 +143,7 @@ def sample_path(
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         part = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], given)
         if sharding is not None:
-            part = jax.tree.map(lambda leaf: _spread(leaf, sharding), part)
+            part = spread(part, sharding)
         x, path = sample_batch(
             key,
             part["indices"],
@@ -159,20 +159,28 @@ def sample_path(
             on_step=on_step,
         )
         kept = min(batch_size, num - start)
-        images.append(_to_host(x)[:kept])
-        paths.append(jax.tree.map(lambda a: _to_host(a)[:, :kept], path))
+        images.append(to_host(x)[:kept])
+        paths.append(jax.tree.map(lambda a: a[:, :kept], to_host(path)))
     return np.concatenate(images), jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *paths)
 
 
-def _spread(leaf: jax.Array, sharding: Sharding) -> jax.Array:
-    """An array that every process has whole, in parts on the devices of all of them."""
-    rows = np.asarray(leaf)
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+def spread(tree: Any, sharding: Sharding) -> Any:
+    """Arrays that every process has whole, in parts on the devices of all of them."""
+
+    def placed(leaf: Any) -> jax.Array:
+        rows = np.asarray(leaf)
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+    return jax.tree.map(placed, tree)
 
 
-def _to_host(x: jax.Array) -> np.ndarray:
-    """An array in the memory of every process, whole."""
-    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
+def to_host(tree: Any) -> Any:
+    """Arrays in the memory of every process, whole; every process must ask."""
+
+    def gathered(x: jax.Array) -> np.ndarray:
+        return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(gathered, tree)
 
 
 def sample(

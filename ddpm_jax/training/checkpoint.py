@@ -1,20 +1,27 @@
 """Orbax checkpoints of a run: written in the background, whole or absent, the newest and some old ones kept."""
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from ddpm_jax import files
+from ddpm_jax.training import processes
 from ddpm_jax.training.state import State
 
 Manager = ocp.CheckpointManager
+TRASH = "deleted"
+"""Folder to which old checkpoints are moved, so that none is ever half there; emptied soon after. Not in a bucket."""
 
 
 @contextlib.contextmanager
-def open_folder(folder: Path, *, keep_last: int = 3, keep_every: int = 0, read_only: bool = False) -> Iterator[Manager]:
+def open_folder(
+    folder: files.Place, *, keep_last: int = 3, keep_every: int = 0, read_only: bool = False
+) -> Iterator[Manager]:
     """The checkpoints of a run; waits for a save in progress on the way out.
 
     Args:
@@ -28,17 +35,22 @@ def open_folder(folder: Path, *, keep_last: int = 3, keep_every: int = 0, read_o
         keep_period=keep_every or None,
         create=not read_only,
         cleanup_tmp_directories=not read_only,
+        todelete_subdir=None if read_only else TRASH,
     )
-    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    manager = ocp.CheckpointManager(files.absolute(folder), options=options)
     try:
+        if not read_only:
+            _empty_trash(manager)
         yield manager
     finally:
         manager.close()
+        if not read_only:
+            _empty_trash(manager)
 
 
-def newest(folder: Path) -> int:
+def newest(folder: files.Place) -> int:
     """The step of the newest checkpoint in a run's folder, 0 if there is none; nothing is touched."""
-    if not folder.is_dir():
+    if not files.is_dir(folder):
         return 0
     with open_folder(folder, read_only=True) as manager:
         return manager.latest_step() or 0
@@ -48,7 +60,14 @@ def save(manager: Manager, state: State) -> None:
     """Start to write the state under its step; training goes on meanwhile. A step that is there already stays."""
     step = int(state.step)
     if step not in manager.all_steps():
+        manager.wait_until_finished()
+        _empty_trash(manager)
         manager.save(step, args=ocp.args.StandardSave(_filled(state)))
+
+
+def _empty_trash(manager: Manager) -> None:
+    if processes.writes():
+        shutil.rmtree(os.fspath(manager.directory / TRASH), ignore_errors=True)
 
 
 def restore(manager: Manager, like: State, *, step: int | None = None) -> State:

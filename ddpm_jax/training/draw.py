@@ -17,17 +17,18 @@ from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.run import Parts, num_classes
 
 
-def sampler(parts: Parts, settings: Sampling) -> tuple[Schedule, Step]:
+def sampler(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> tuple[Schedule, Step]:
     """The schedule to visit and the step to take, as `settings` say; a variance they leave out is the run's own.
 
     Raises:
-        ValueError: for a name, a count or an eta that can't be, or a variance that the network doesn't say.
+        ValueError: for a name, a count or an eta that can't be, or a variance that the network doesn't say. `under` is
+            what the flags of the settings begin with.
     """
     schedule, own = parts.schedule, parts.config.diffusion.variance
     variance = settings.variance or own
-    reverse.variance(variance, "--sampling.variance")  # DDIM has no use for it, but a typo is a typo
+    reverse.variance(variance, f"{under}variance")  # DDIM has no use for it, but a typo is a typo
     if reverse.is_learned(variance) and variance != own:
-        raise ValueError(f"--sampling.variance {variance} needs a run of that --diffusion.variance, got one of {own}")
+        raise ValueError(f"{under}variance {variance} needs a run of that --diffusion.variance, got one of {own}")
     make = records.pick(SAMPLERS, settings.sampler, "sampler")
     if settings.steps:
         visit = records.pick(SPACINGS, settings.spacing, "spacing")

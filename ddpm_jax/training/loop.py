@@ -1,23 +1,23 @@
 """Training from start, or from where it stopped, to the end."""
 
-import contextlib
+import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import data, records
+from ddpm_jax import data, files, records
 from ddpm_jax.config import Config
-from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion import reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, processes, report
+from ddpm_jax.training import checkpoint, feed, processes, report
 from ddpm_jax.training import mesh as mesh_lib
+from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import sampler
 from ddpm_jax.training.preview import preview, progress
 from ddpm_jax.training.run import (
@@ -26,13 +26,12 @@ from ddpm_jax.training.run import (
     as_learned,
     build,
     curve,
-    make_loss,
-    make_remember,
+    make_train_step,
     num_classes,
     without_class,
 )
 from ddpm_jax.training.state import State, learning_rate
-from ddpm_jax.training.step import TrainStep, make_step
+from ddpm_jax.training.step import TrainStep
 
 # What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
 FIXED = ("net.", "diffusion.", "data.shape", "optimizer.name")
@@ -43,6 +42,8 @@ FREE = (
     "net.remat",
     "net.dtype",
     "diffusion.weighting",
+    "diffusion.norm",
+    "diffusion.offset_noise",
     "diffusion.vlb_weight",
     "diffusion.correct_draw",
 )
@@ -52,8 +53,10 @@ class NonFiniteLossError(RuntimeError):
     """A loss or gradient was NaN or infinite; the checkpoints hold the last good states."""
 
 
-def train(config: Config, workdir: Path) -> State:
+def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathLike | None = None) -> State:
     """Train a run to config.steps, going on from its newest checkpoint if the folder holds one.
+
+    `program` is a training step compiled beforehand (`training.program`), in place of one compiled now.
 
     On SIGTERM, or its platform's notice to any process, the run is saved and the state returned before its last step.
 
@@ -63,76 +66,80 @@ def train(config: Config, workdir: Path) -> State:
         ValueError: before anything is written, for a config that can't be, or one that doesn't fit the folder's run.
         NonFiniteLossError: if a loss isn't finite and run.on_nonfinite is "stop".
     """
+    workdir = files.place(workdir)
     parts = build(config)
+    config = parts.config
     _check_numbers(config)
     mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
     sampler(parts, config.sampling)  # what sample.py would refuse later is refused now
     source = data.load(config.data)
+    feed.check_source(config.data, source)
     _check_labels(config, source)
     _check_dispatches(config, checkpoint.newest(workdir / "checkpoints"))
+    step_fn = make_train_step(parts) if program is None else program_lib.load(files.place(program), parts)
     _claim(config, workdir)
     run = config.run
-    step_fn = make_step(
-        make_loss(parts),
-        parts.optimizer,
-        ema_decay=config.optimizer.ema_decay,
-        num_steps=parts.schedule.num_steps,
-        mesh=parts.mesh,
-        steps_per_dispatch=run.steps_per_dispatch,
-        accumulate=config.devices.accumulate,
-        remember=make_remember(parts),
-        shardings=parts.shardings(),
-    )
-    with checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager:
+    with (
+        processes.stop_requests() as stop,  # to the very end: asked twice, a run still waits for its last save
+        checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager,
+    ):
         state = parts.init() if manager.latest_step() is None else checkpoint.restore(manager, parts.abstract())
-        return _steps(parts, source, workdir, manager, state, step_fn)
+        return _steps(parts, source, workdir, manager, state, step_fn, stop)
 
 
 def _steps(
-    parts: Parts, source: Source, workdir: Path, manager: checkpoint.Manager, state: State, step_fn: TrainStep
+    parts: Parts,
+    source: Source,
+    workdir: files.Place,
+    manager: checkpoint.Manager,
+    state: State,
+    step_fn: TrainStep,
+    asked_to_stop: Callable[[int], bool],
 ) -> State:
     config, run = parts.config, parts.config.run
     start = int(state.step)
     key = jax.random.key(config.seed + 1)  # the parameters were drawn from the seed itself
     rate = learning_rate(config.optimizer, config.steps)
-    recent, since = [], time.perf_counter()
+    recent, metrics, since = [], None, time.perf_counter()
     quiet = not processes.writes()
     bar = tqdm(total=config.steps, initial=min(start, config.steps), unit="step", smoothing=0.05, disable=quiet)
     with (
-        report.open_log(workdir, start) as write,
-        _batches(parts, source, start) as batches,
-        processes.stop_requests() as asked_to_stop,
+        report.open_log(workdir, start) as (write, push_log),
+        feed.open_feed(parts, source, start) as batches,
         bar,
     ):
         for step in range(start, config.steps, run.steps_per_dispatch):
-            state, metrics = step_fn(state, next(batches), key)
+            batch = batches.take(metrics)
+            if metrics is None:
+                _compile_together(step_fn, state, batch, key)
+            state, metrics = step_fn(state, batch, key)
             recent.append(metrics)
             done = step + run.steps_per_dispatch
             bar.update(run.steps_per_dispatch)
             ends = done == config.steps
-            stops = asked_to_stop(done)
+            stops = asked_to_stop(done // run.steps_per_dispatch)
             if not (ends or stops or any(done % every == 0 for every in _intervals(config).values())):
                 continue
-            # The host waits for the device here and nowhere else.
+            # The host waits for the devices to have no step left here and nowhere else.
             _stop_if_nonfinite(config, recent, done, manager)
             if ends or done % run.log_every == 0:
                 values = report.summary(recent)
                 now = time.perf_counter()
                 values["images_per_second"] = len(recent) * run.steps_per_dispatch * config.batch_size / (now - since)
+                values["input_bound"] = min(1.0, batches.idle() / (now - since))
                 values["learning_rate"] = float(np.asarray(rate(done - 1)))
                 if config.diffusion.learn_schedule:
                     learned = curve(parts, state.noise).log_snr
                     values |= {"log_snr_first": float(learned[0]), "log_snr_last": float(learned[-1])}
                 write(done, values)
-                bar.set_postfix_str(
-                    f"loss {values.get('loss', np.nan):.4f}, {values['images_per_second']:.0f} images/s"
-                )
+                bar.set_postfix_str(report.postfix(values))
                 recent, since = [], now
             pause = time.perf_counter()
             # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
                 preview(as_learned(parts, state), state.ema, done, workdir)
             if ends or stops or done % run.checkpoint_every == 0:
+                push_log()  # what a resume keeps of the log has no gap
                 checkpoint.save(manager, state)
             if stops:
                 return state  # the manager waits for its save on the way out
@@ -144,28 +151,13 @@ def _steps(
     return state
 
 
-@contextlib.contextmanager
-def _batches(parts: Parts, source: Source, start: int) -> Iterator[Iterator[Batch]]:
-    """Batches from step `start` on, on the devices; several at once, [k, B, ...], where a dispatch takes several."""
-    config, several = parts.config, parts.config.run.steps_per_dispatch
-    on_devices = mesh_lib.split(parts.mesh, axis=0 if several == 1 else 1)
-    shard = (jax.process_index(), jax.process_count())
-    stream = data.batches(
-        source, seed=config.seed, batch_size=config.batch_size, start=start, flip=config.data.flip, shard=shard
-    )
-
-    def placed() -> Iterator[Batch]:
-        while True:
-            group = [next(stream) for _ in range(several)]
-            if not num_classes(config):
-                group = [Batch(images=batch.images, labels=None) for batch in group]
-            batch = group[0] if several == 1 else jax.tree.map(lambda *rows: np.stack(rows), *group)
-            yield mesh_lib.place(batch, on_devices)
-
-    try:
-        yield placed()
-    finally:
-        stream.close()
+def _compile_together(step_fn: Any, *arguments: Any) -> None:
+    """On CPUs a process waits 30 s at most for the others' first collective: to compile may take longer."""
+    if jax.process_count() == 1:
+        return
+    if hasattr(step_fn, "lower"):  # one loaded from a file is compiled
+        step_fn.lower(*arguments).compile()
+    processes.meet("every process has compiled the step")
 
 
 def _stop_if_nonfinite(config: Config, recent: list, done: int, manager: checkpoint.Manager) -> None:
@@ -194,6 +186,7 @@ def _intervals(config: Config) -> dict[str, int]:
 def _check_numbers(config: Config) -> None:
     """Counts are counts; and everything happens between dispatches, so every interval is a whole number of them."""
     run = config.run
+    feed.check_numbers(config.data)
     several = {"--steps": config.steps, **_intervals(config)}
     counts = {
         "--run.steps-per-dispatch": run.steps_per_dispatch,
@@ -233,10 +226,15 @@ def _check_labels(config: Config, source: Source) -> None:
         )
 
 
-def _claim(config: Config, workdir: Path) -> None:
+def _is_others(path: files.Place) -> bool:
+    """Is this file of a new run's folder anything but a config.json whose writing was killed?"""
+    return not path.name.startswith(".config.json.")
+
+
+def _claim(config: Config, workdir: files.Place) -> None:
     """Make the run's folder, or see that the one that is there is this run's; then write config.json."""
     path = workdir / "config.json"
-    if path.exists():
+    if files.is_file(path):
         before = config_lib.read(path)
         changed = records.differences(before, config)
         lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items()}
@@ -253,7 +251,7 @@ def _claim(config: Config, workdir: Path) -> None:
             )
         if lines and processes.writes():
             tqdm.write(f"{workdir} goes on with " + "; ".join(lines.values()))
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and (not files.is_dir(workdir) or any(map(_is_others, files.entries(workdir)))):
         raise ValueError(f"--workdir {workdir} has other things in it and no config.json; give a new or empty folder")
     processes.meet("every process has seen the folder as it was")
     if processes.writes():

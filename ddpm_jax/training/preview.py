@@ -1,6 +1,6 @@
 """Pictures that training makes as it goes: the averaged network's answer to one fixed noise."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ from PIL import Image
 
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
+from ddpm_jax.files import Place
 from ddpm_jax.training import processes
 from ddpm_jax.training.draw import draw
 from ddpm_jax.training.run import Parts
 
 
-def preview(parts: Parts, ema: Any, step: int, workdir: Path) -> Path:
+def preview(parts: Parts, ema: Any, step: int, workdir: Place) -> Place:
     """Write samples/step_NNNNNNNN.png: the averaged network's pictures of one fixed noise.
 
     Values that aren't finite come out gray: a picture that can't be drawn is no reason to stop a run.
@@ -27,7 +28,7 @@ def preview(parts: Parts, ema: Any, step: int, workdir: Path) -> Path:
     return path
 
 
-def progress(workdir: Path, *, most: int = 100) -> Path | None:
+def progress(workdir: Place, *, most: int = 100) -> Place | None:
     """Write samples/training.gif from the previews so far: the same noise, drawn better and better."""
     files = sorted((workdir / "samples").glob("step_*.png"))
     if len(files) < 2:
@@ -41,7 +42,7 @@ def progress(workdir: Path, *, most: int = 100) -> Path | None:
     return path
 
 
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as opened:
+def _read(file: Place) -> np.ndarray:
+    with Image.open(io.BytesIO(file.read_bytes())) as opened:
         picture = np.asarray(opened)
     return picture if picture.ndim == 3 else picture[..., None]

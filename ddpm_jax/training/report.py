@@ -2,17 +2,25 @@
 
 import contextlib
 import json
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from tensorboardX import SummaryWriter
 
 from ddpm_jax import files
 from ddpm_jax.training import processes
 
 Values = dict[str, float]
+Write = Callable[[int, Values], None]
+Push = Callable[[], None]
+
+PUSH_EVERY = 30.0
+"""Seconds between two copies of a run's log to its bucket, each of all lines so far."""
 
 
 def summary(metrics: Sequence[dict[str, jax.Array]]) -> Values:
@@ -35,6 +43,13 @@ def summary(metrics: Sequence[dict[str, jax.Array]]) -> Values:
     return values | {f"loss_q{i + 1}": float(sums[i] / counts[i]) for i in range(4) if counts[i]}
 
 
+def postfix(values: Values) -> str:
+    """What the progress bar says after a log line. That the devices wait for images is said from 3 % of the time on."""
+    waits = values.get("input_bound", 0.0)
+    said = f"loss {values.get('loss', np.nan):.4f}, {values['images_per_second']:.0f} images/s"
+    return said + (f", input-bound {waits:.0%}" if waits >= 0.03 else "")
+
+
 def first_nonfinite(metrics: Sequence[dict[str, jax.Array]]) -> int | None:
     """How many steps into `metrics` the first one stands that wasn't finite; None if all were."""
     bad = np.concatenate([np.atleast_1d(np.asarray(m["nonfinite"])) for m in metrics])
@@ -42,31 +57,69 @@ def first_nonfinite(metrics: Sequence[dict[str, jax.Array]]) -> int | None:
 
 
 @contextlib.contextmanager
-def open_log(workdir: Path, start: int) -> Iterator[Callable[[int, Values], None]]:
-    """`write(step, values)`: a line of metrics.jsonl and a point in each TensorBoard curve.
+def open_log(workdir: files.Place, start: int) -> Iterator[tuple[Write, Push]]:
+    """`write(step, values)`: a line of metrics.jsonl and a point in each TensorBoard curve. And `push()`, after which
+    all that was written is in the run's folder: at once where that is of this machine, but see PUSH_EVERY for a bucket.
 
-    The first process's writes; that of the others does nothing. What an earlier run wrote past step `start` is dropped:
+    The first process's write; those of the others do nothing. What an earlier run wrote past step `start` is dropped:
     those steps are about to be taken again.
     """
     if not processes.writes():
-        yield lambda step, values: None
+        yield lambda step, values: None, lambda: None
         return
-    path = workdir / "metrics.jsonl"
     kept = [json.dumps(line) + "\n" for line in read(workdir) if line["step"] <= start]
-    files.write(path, "".join(kept).encode())
-    with path.open("a") as lines, contextlib.closing(SummaryWriter(str(workdir), purge_step=start + 1)) as events:
+    with _growing(workdir) as (folder, push):
+        files.write(folder / "metrics.jsonl", "".join(kept).encode())
+        with (
+            (folder / "metrics.jsonl").open("a") as lines,
+            contextlib.closing(SummaryWriter(str(folder), purge_step=start + 1)) as events,
+        ):
 
-        def write(step: int, values: Values) -> None:
-            lines.write(json.dumps({"step": step} | values) + "\n")
-            lines.flush()
-            for name, value in values.items():
-                events.add_scalar(name, value, step)
-            events.flush()
+            def write(step: int, values: Values) -> None:
+                lines.write(json.dumps({"step": step} | values) + "\n")
+                lines.flush()
+                for name, value in values.items():
+                    events.add_scalar(name, value, step)
+                events.flush()
+                push(PUSH_EVERY)
 
-        yield write
+            yield write, push
 
 
-def read(workdir: Path) -> list[Values]:
+@contextlib.contextmanager
+def _growing(workdir: files.Place) -> Iterator[tuple[Path, Callable[..., None]]]:
+    """A folder in which files can be appended to, and `push(age=0)`, which copies them to the run's if the last time is
+    so many seconds ago.
+
+    Nothing can be appended to in a bucket, and one object can be written about once a second: there the files grow in a
+    folder of this machine and are copied whole. Elsewhere the two folders are one.
+    """
+    if not isinstance(workdir, epath.Path):
+        yield workdir, lambda age=0.0: None
+        return
+    pushed: dict[str, int] = {}
+    last = time.monotonic()
+
+    def push(age: float = 0.0) -> None:
+        nonlocal last
+        if time.monotonic() - last < age:
+            return
+        for file in sorted(folder.iterdir()):
+            content = file.read_bytes()
+            if pushed.get(file.name) != len(content):
+                files.write(workdir / file.name, content)
+                pushed[file.name] = len(content)
+        last = time.monotonic()
+
+    with tempfile.TemporaryDirectory(prefix="ddpm_jax_") as name:
+        folder = Path(name)
+        try:
+            yield folder, push
+        finally:
+            push()
+
+
+def read(workdir: files.Place) -> list[Values]:
     """The lines of metrics.jsonl, of which a kill may have cut the last one short."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []

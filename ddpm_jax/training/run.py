@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
@@ -11,20 +11,21 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import nets, records
+from ddpm_jax import files, nets, records
 from ddpm_jax.config import Config, Devices, Diffusion
 from ddpm_jax.data.pipeline import Batch
-from ddpm_jax.diffusion import continuous, reverse, schedules, timesteps
+from ddpm_jax.diffusion import continuous, norms, reverse, schedules, timesteps
 from ddpm_jax.diffusion.continuous import Curve
 from ddpm_jax.diffusion.loss import OBJECTIVES, LossTerms, loss
+from ddpm_jax.diffusion.norms import Norm
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import Draw
-from ddpm_jax.diffusion.weightings import WEIGHTINGS
-from ddpm_jax.training import checkpoint
+from ddpm_jax.diffusion.weightings import Weighting
+from ddpm_jax.training import checkpoint, own_weighting
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
-from ddpm_jax.training.step import LossFn, Remember
+from ddpm_jax.training.step import LossFn, Remember, TrainStep, make_step
 
 ON_NONFINITE = {"stop": True, "skip": False}
 """Does a loss that isn't finite end the run?"""
@@ -35,11 +36,14 @@ class Parts:
     """What a config describes, ready to use."""
 
     config: Config
+    """As given, but for the whole path of a weighting of the user's own."""
     schedule: Schedule
     module: Any
     optimizer: optax.GradientTransformation
     mesh: Mesh
     draw_t: Draw
+    weighting: Weighting
+    norm: Norm
 
     def _fresh(self, params: Any) -> State:
         return fresh(
@@ -77,23 +81,31 @@ class Parts:
         )
 
 
-def build(config: Config) -> Parts:
-    """Turn a config into its parts.
+def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = True) -> Parts:
+    """Turn a config into its parts, on all devices of all processes or on those given.
+
+    Unless it is to train, the weighting is looked up when it is first called: the user's file may be gone by then.
 
     Raises:
         ValueError: for a value that can't be, naming its flag, the value got and those that can.
+        FileNotFoundError: for a weighting whose file isn't there.
     """
     records.pick(dict.fromkeys(PREDICTIONS), config.diffusion.prediction, "--diffusion.prediction")
-    records.pick(WEIGHTINGS, config.diffusion.weighting, "--diffusion.weighting")
+    whole = own_weighting.absolute(config.diffusion.weighting)
+    config = dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, weighting=whole))
     _check_objective(config.diffusion)
     records.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
+    schedule = schedules.build(config.diffusion)
+    weighting = own_weighting.build if to_train else own_weighting.late
     parts = Parts(
         config=config,
-        schedule=schedules.build(config.diffusion),
+        schedule=schedule,
         module=nets.build(config),
         optimizer=make_optimizer(config.optimizer, config.steps),
-        mesh=mesh_lib.make_mesh(config.devices.fsdp),
+        mesh=mesh_lib.make_mesh(config.devices.fsdp, devices),
         draw_t=timesteps.build(config.diffusion.draw_t, config.diffusion.draw_t_args),
+        weighting=weighting(config.diffusion.weighting, config.diffusion.weighting_args, schedule),
+        norm=norms.build(config.diffusion.norm, config.diffusion.norm_args),
     )
     parts.abstract()  # a network that can't be is found out here
     return parts
@@ -126,9 +138,6 @@ def _check_objective(settings: Diffusion) -> None:
         f"--diffusion.num-steps must be at least 2 for --diffusion.objective continuous, got {settings.num_steps}": (
             continuously and settings.num_steps < 2
         ),
-        f"--diffusion.weighting {settings.weighting} has no part in --diffusion.objective {objective}": (
-            settings.weighting != "simple" and not weighted
-        ),
         f"--diffusion.vlb-weight {settings.vlb_weight} has no part in --diffusion.objective {objective}": (
             settings.vlb_weight != Diffusion().vlb_weight and objective != "hybrid"
         ),
@@ -144,7 +153,14 @@ def _check_objective(settings: Diffusion) -> None:
         f"--diffusion.no-correct-draw has nothing to leave out with --diffusion.draw-t {settings.draw_t}": (
             not settings.correct_draw and (continuously or settings.draw_t in continuous.QUANTILES)
         ),
+        f"--diffusion.offset-noise must be a finite number of at least 0, got {settings.offset_noise}": (
+            not (math.isfinite(settings.offset_noise) and settings.offset_noise >= 0)
+        ),
     }
+    for name in ("weighting", "weighting_args", "norm", "norm_args", "offset_noise"):
+        given, flag = getattr(settings, name), name.replace("_", "-")
+        told = f"--diffusion.{flag} {given} has no part in --diffusion.objective {objective}"
+        faults[told] = given != getattr(Diffusion(), name) and not weighted
     if wrong := [fault for fault, found in faults.items() if found]:
         raise ValueError("; ".join(wrong))
 
@@ -191,7 +207,9 @@ def make_loss(parts: Parts) -> LossFn:
             denoise,
             images,
             prediction=settings.prediction,
-            weighting=WEIGHTINGS[settings.weighting],
+            weighting=parts.weighting,
+            norm=parts.norm,
+            offset_noise=settings.offset_noise,
             objective=settings.objective,
             variance=settings.variance,
             vlb_weight=settings.vlb_weight,
@@ -206,6 +224,31 @@ def make_loss(parts: Parts) -> LossFn:
 def make_remember(parts: Parts) -> Remember:
     """remember(history, terms): what the draw of t keeps of a batch."""
     return lambda history, terms: parts.draw_t.update(history, parts.schedule, terms.t, terms.objective)
+
+
+def make_train_step(parts: Parts) -> TrainStep:
+    """The compiled step of a run, of as many steps to a dispatch and parts to a batch as its config says."""
+    config = parts.config
+    return make_step(
+        make_loss(parts),
+        parts.optimizer,
+        ema_decay=config.optimizer.ema_decay,
+        num_steps=parts.schedule.num_steps,
+        mesh=parts.mesh,
+        steps_per_dispatch=config.run.steps_per_dispatch,
+        accumulate=config.devices.accumulate,
+        remember=make_remember(parts),
+        shardings=parts.shardings(),
+    )
+
+
+def abstract_batch(parts: Parts) -> Batch:
+    """The shapes of what a step takes: a batch, or several [k, B, ...] where a dispatch takes several."""
+    config, several = parts.config, parts.config.run.steps_per_dispatch
+    rows = (config.batch_size,) if several == 1 else (several, config.batch_size)
+    images: Any = jax.ShapeDtypeStruct((*rows, *config.data.shape), jnp.float32)
+    labels: Any = jax.ShapeDtypeStruct(rows, jnp.int32) if num_classes(config) else None
+    return Batch(images=images, labels=labels)
 
 
 def _told(parts: Parts) -> tuple[jax.Array, jax.Array]:
@@ -229,16 +272,17 @@ def as_learned(parts: Parts, state: State) -> Parts:
     return dataclasses.replace(parts, schedule=schedule)
 
 
-def load(workdir: Path, *, step: int | None = None) -> tuple[Parts, State]:
+def load(workdir: str | os.PathLike, *, step: int | None = None) -> tuple[Parts, State]:
     """A run's parts, to sample with, and its newest state, or that of `step`, from its folder alone.
 
     Raises:
         FileNotFoundError: if the folder is no run's, or has no such checkpoint.
     """
+    workdir = files.place(workdir)
     config = config_lib.read(workdir / "config.json")
     # It may be read on other devices than it was trained on: for drawing, each has the network whole.
-    parts = build(dataclasses.replace(config, devices=Devices()))
-    if not (workdir / "checkpoints").is_dir():
+    parts = build(dataclasses.replace(config, devices=Devices()), to_train=False)
+    if not files.is_dir(workdir / "checkpoints"):
         raise FileNotFoundError(f"{workdir} has no checkpoints yet: let train.py reach its first")
     with checkpoint.open_folder(workdir / "checkpoints", read_only=True) as manager:
         state = checkpoint.restore(manager, parts.abstract(), step=step)
