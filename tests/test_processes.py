@@ -4,13 +4,13 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 from conftest import ROOT, TINY
+from together import free_port
 
 from ddpm_jax.cli import flags
 from ddpm_jax.config import Launch
@@ -62,12 +62,6 @@ def start(workdir, *arguments, devices=1):
 
 def losses(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def test_a_lost_process_ends_the_other_with_one_line(tmp_path):
@@ -158,6 +152,14 @@ def test_arrays_are_cut_along_their_longest_axis_that_divides():
 def test_half_a_launch_is_refused(launch, message):
     with pytest.raises(ValueError, match=message):
         processes.join(launch)
+
+
+def test_where_there_is_no_cluster_one_line_says_what_to_do(program, tmp_path):
+    done = program("train.py", TINY, "--workdir", tmp_path / "run", "--launch.auto")
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.py: --launch.auto: JAX knows no cluster here (coordinator_address should be")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mesh_that_does_not_divide_is_refused():

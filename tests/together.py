@@ -22,15 +22,25 @@ class Ended(NamedTuple):
     err: str
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def together(command: Callable[[int], list], *, count: int = 2, devices: int = 2, timeout: float = 600) -> list[Ended]:
     """Run `python *command(i) --launch...` in process i of `count`, each of so many devices, to the end of all.
 
     Those that are left after `timeout` seconds are killed.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    launch = ["--launch.coordinator", f"localhost:{port}", "--launch.num-processes", count, "--launch.process-id"]
+    launch = [
+        "--launch.coordinator",
+        f"localhost:{free_port()}",
+        "--launch.num-processes",
+        count,
+        "--launch.process-id",
+    ]
     settings = os.environ | SETTINGS | {"JAX_NUM_CPU_DEVICES": str(devices)}
     with contextlib.ExitStack() as stack:
         started = []

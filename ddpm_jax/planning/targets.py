@@ -132,6 +132,8 @@ def prepare(names: list[str]) -> None:
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )
     jax.config.update("jax_platforms", "cpu")
+    # A program for CPUs that is read from the cache can't be saved whole again; those for TPUs are never found there.
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_num_cpu_devices", max([1, *(sides[0] for kind, sides, _ in parsed if kind == "cpu")]))
 
 

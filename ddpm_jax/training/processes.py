@@ -53,7 +53,7 @@ def join(launch: Launch, *, saves: str = "") -> None:
         saves: the folder of checkpoints that this line speaks of; "" for a program without.
 
     Raises:
-        ValueError: for half of what is needed, naming the flag.
+        ValueError: for half of what is needed, or where JAX doesn't find the others, naming the flag.
         ConnectionError: if they can't meet.
     """
     given = bool(launch.coordinator), launch.num_processes > 0, launch.process_id >= 0
@@ -81,6 +81,11 @@ def join(launch: Launch, *, saves: str = "") -> None:
         _translate(launch, saves)
     try:
         jax.distributed.initialize(**settings)
+    except ValueError as error:
+        hint = (
+            "leave it out for one process, or give --launch.coordinator, --launch.num-processes and --launch.process-id"
+        )
+        raise ValueError(f"--launch.auto: JAX knows no cluster here ({error}); {hint}") from error
     except RuntimeError as error:
         raise ConnectionError(f"the processes can't meet: {str(error).splitlines()[0]}") from error
     _watch(saves)
