@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
+from together import free_port
 
 from ddpm_jax.cli.flags import load_preset
 from ddpm_jax.config import Run
@@ -57,9 +57,7 @@ def start(preset, workdir, count, log):
         # So that a program that has been killed twenty times isn't compiled twenty times.
         "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        where = ["--launch.coordinator", f"localhost:{free.getsockname()[1]}", "--launch.num-processes", str(count)]
+    where = ["--launch.coordinator", f"localhost:{free_port()}", "--launch.num-processes", str(count)]
     command = [sys.executable, "train.py", str(preset), "--workdir", str(workdir)]
     started = []
     for i in range(count):

@@ -22,7 +22,7 @@ from ddpm_jax.sampling.loop import sample_batch
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import sampler
-from ddpm_jax.training.run import Parts, abstract_batch, build, make_train_step, num_classes
+from ddpm_jax.training.run import Parts, abstract_arguments, build, make_train_step, num_classes
 
 QUICK = -1.0
 """XLA's effort for a TPU: -1 compiles quickly, 0 as on the TPU itself, which takes many times as long on a laptop."""
@@ -79,31 +79,23 @@ class Plan:
         return sorted({each.kind for each in self.exchanges} & {"collective-permute", "all-to-all"})
 
 
-def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def compile_step(config: Config, target: Target, *, effort: float = QUICK) -> tuple[Parts, Any]:
-    """The training step of `training.loop.train`, compiled for the target.
+def compile_step(parts: Parts, target: Target, *, effort: float = QUICK) -> Any:
+    """The training step of `training.loop.train` for what `check` gave back, compiled for the target.
 
     Raises:
-        ValueError: for a config that can't be, or one that doesn't spread over the target's devices.
         jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED where the compiler finds that it doesn't fit.
     """
-    check(config, target)
-    parts = build(config, devices=target.devices)
     step: Any = make_train_step(parts)
-    return parts, _compile(step.trace(parts.abstract(), abstract_batch(parts), _key()), target, effort)
+    return _compile(step.trace(*abstract_arguments(parts)), target, effort)
 
 
-def compile_sampler(config: Config, target: Target, *, effort: float = QUICK) -> tuple[Parts, Any]:
+def compile_sampler(parts: Parts, target: Target, *, effort: float = QUICK) -> Any:
     """The whole sampling loop of config.sampling for a batch of config.batch_size images, compiled for the target.
 
     Raises:
         as `compile_step`.
     """
-    check(config, target)
-    parts = build(config, devices=target.devices)
+    config = parts.config
     schedule, step = sampler(parts, config.sampling)
     rows, whole = mesh_lib.split(parts.mesh), mesh_lib.replicated(parts.mesh)
 
@@ -121,10 +113,13 @@ def compile_sampler(config: Config, target: Target, *, effort: float = QUICK) ->
         )[0]
 
     numbers = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
-    arguments = parts.abstract().params, _key(), numbers, numbers if num_classes(config) else None
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments[0])
-    traced = jax.jit(draw, in_shardings=(whole, whole, rows, rows), out_shardings=rows).trace(params, *arguments[1:])
-    return parts, _compile(traced, target, effort)
+    state, _, key = abstract_arguments(parts)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
+    labels = numbers if num_classes(config) else None
+    traced = jax.jit(draw, in_shardings=(whole, whole, rows, rows), out_shardings=rows).trace(
+        params, key, numbers, labels
+    )
+    return _compile(traced, target, effort)
 
 
 def _compile(traced: Any, target: Target, effort: float) -> Any:
@@ -150,14 +145,13 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
     Raises:
         ValueError: for a config that can't be, or doesn't spread over the target's devices.
     """
-    check(config, target)
+    parts = check(config, target)
     begun = time.perf_counter()
     try:
-        parts, program = (compile_sampler if draws else compile_step)(config, target, effort=effort)
+        program = (compile_sampler if draws else compile_step)(parts, target, effort=effort)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        parts = build(config, devices=target.devices)
         known: dict[str, Any] = _known(parts, target, config) | _state_bytes(parts, draws)
         return Plan(**known, peak=_needed(str(error)), fits=False, refusal=_first_line(str(error))), None
     took = time.perf_counter() - begun
@@ -185,8 +179,8 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
     ), program
 
 
-def check(config: Config, target: Target) -> None:
-    """Refuse what can't be planned, before anything compiles.
+def check(config: Config, target: Target) -> Parts:
+    """The run's parts on the target's devices; what can't be planned is refused before anything compiles.
 
     Raises:
         ValueError: for a config that can't be, or one that doesn't spread over the target's devices.
@@ -194,6 +188,7 @@ def check(config: Config, target: Target) -> None:
     parts = build(config, devices=target.devices)
     mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
     sampler(parts, config.sampling)
+    return parts
 
 
 def _all_trips(cost: dict[str, float], trips: int, outside: float, target: Target) -> dict[str, float]:

@@ -14,7 +14,7 @@ import msgpack
 from jax.experimental import serialize_executable
 
 from ddpm_jax import files, records
-from ddpm_jax.training.run import Parts, abstract_batch, make_train_step
+from ddpm_jax.training.run import Parts, abstract_arguments, make_train_step
 from ddpm_jax.training.step import TrainStep
 
 
@@ -42,7 +42,7 @@ def load(path: files.Place, parts: Parts) -> TrainStep:
     if wrong := records.differences(made_for, _made_for(parts)):
         told = "; ".join(f"{name} {made!r}, here {here!r}" for name, (made, here) in wrong.items())
         raise ValueError(f"--program: {path} was made for {told}")
-    arguments = parts.abstract(), abstract_batch(parts), jax.eval_shape(lambda: jax.random.key(0))
+    arguments = abstract_arguments(parts)
     answer = jax.eval_shape(make_train_step(parts), *arguments)
     trees = jax.tree.structure((arguments, {})), jax.tree.structure(answer)
     devices = list(parts.mesh.devices.flat)

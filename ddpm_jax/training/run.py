@@ -68,17 +68,18 @@ class Parts:
         state = self._fresh(params)
         return jax.device_put(state, mesh_lib.of_state(self.mesh, state))
 
-    def shardings(self) -> State:
-        """Where each array of the state lies."""
-        return mesh_lib.of_state(self.mesh, jax.eval_shape(self._make, jax.random.key(0)))
-
     def abstract(self) -> State:
         """Shapes, dtypes and places of the state's arrays, for a checkpoint to be read into."""
+        shapes = jax.eval_shape(self._make, jax.random.key(0))
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(self._make, jax.random.key(0)),
-            self.shardings(),
+            shapes,
+            mesh_lib.of_state(self.mesh, shapes),
         )
+
+    def shardings(self) -> State:
+        """Where each array of the state lies."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract())
 
 
 def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = True) -> Parts:
@@ -242,13 +243,14 @@ def make_train_step(parts: Parts) -> TrainStep:
     )
 
 
-def abstract_batch(parts: Parts) -> Batch:
-    """The shapes of what a step takes: a batch, or several [k, B, ...] where a dispatch takes several."""
+def abstract_arguments(parts: Parts) -> tuple[State, Batch, jax.Array]:
+    """The shapes of what a step takes: state, a batch (or several, [k, B, ...], to a dispatch) and key."""
     config, several = parts.config, parts.config.run.steps_per_dispatch
     rows = (config.batch_size,) if several == 1 else (several, config.batch_size)
     images: Any = jax.ShapeDtypeStruct((*rows, *config.data.shape), jnp.float32)
     labels: Any = jax.ShapeDtypeStruct(rows, jnp.int32) if num_classes(config) else None
-    return Batch(images=images, labels=labels)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return parts.abstract(), Batch(images=images, labels=labels), key
 
 
 def _told(parts: Parts) -> tuple[jax.Array, jax.Array]:
