@@ -25,7 +25,7 @@ from ddpm_jax.diffusion.weightings import Weighting
 from ddpm_jax.training import checkpoint, own_weighting
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
-from ddpm_jax.training.step import LossFn, Remember, TrainStep, make_step
+from ddpm_jax.training.step import LossFn, Remember, TrainStep, make_step, make_update
 
 ON_NONFINITE = {"stop": True, "skip": False}
 """Does a loss that isn't finite end the run?"""
@@ -229,18 +229,31 @@ def make_remember(parts: Parts) -> Remember:
 
 def make_train_step(parts: Parts) -> TrainStep:
     """The compiled step of a run, of as many steps to a dispatch and parts to a batch as its config says."""
-    config = parts.config
     return make_step(
         make_loss(parts),
         parts.optimizer,
-        ema_decay=config.optimizer.ema_decay,
-        num_steps=parts.schedule.num_steps,
-        mesh=parts.mesh,
-        steps_per_dispatch=config.run.steps_per_dispatch,
-        accumulate=config.devices.accumulate,
-        remember=make_remember(parts),
+        **_of_step(parts),
+        steps_per_dispatch=parts.config.run.steps_per_dispatch,
         shardings=parts.shardings(),
     )
+
+
+def make_train_update(parts: Parts) -> TrainStep:
+    """The step of a run before it is compiled, one to a dispatch: for a jit, a map or a shard_map of your own.
+
+    `parts.schedule` and the arrays that `parts.weighting` closes over may be traced.
+    """
+    return make_update(make_loss(parts), parts.optimizer, **_of_step(parts))
+
+
+def _of_step(parts: Parts) -> dict[str, Any]:
+    return {
+        "ema_decay": parts.config.optimizer.ema_decay,
+        "num_steps": parts.schedule.num_steps,
+        "mesh": parts.mesh,
+        "accumulate": parts.config.devices.accumulate,
+        "remember": make_remember(parts),
+    }
 
 
 def abstract_arguments(parts: Parts) -> tuple[State, Batch, jax.Array]:

@@ -33,36 +33,17 @@ def _forget(history: Any, terms: LossTerms) -> Any:
     return history
 
 
-def make_step(
+def make_update(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
     num_steps: int,
     mesh: Mesh,
-    steps_per_dispatch: int = 1,
     accumulate: int = 1,
     remember: Remember = _forget,
-    shardings: State | None = None,
 ) -> TrainStep:
-    """The function (state, batch, key) -> (state, metrics).
-
-    Args:
-        loss_fn: loss_fn(key, trained, batch, history) -> the mean over the batch, and its terms; trained is
-            {"net": parameters, "noise": those of a learned noise schedule}.
-        optimizer: with clipping in it, if any.
-        ema_decay: of the averaged parameters, once warm.
-        num_steps: T, to sort the loss by quarter of t.
-        mesh: where it runs. The state is given away (donated): use the one that comes back.
-        steps_per_dispatch: k > 1 takes k batches at once, arrays [k, B, ...], and returns metrics [k]. It spares an
-            accelerator the wait for its host; on CPU a step inside the scan is several times slower.
-        accumulate: a batch is taken in so many parts, each with noise of its own, whose gradients are averaged.
-        remember: remember(history, terms) -> the history after a batch, for draws of t that look back.
-        shardings: where the state's arrays lie (`mesh.of_state`); everywhere if not given.
-
-    A step whose loss or gradient isn't finite changes nothing but the count of steps, and says so in
-    metrics["nonfinite"]: the state that comes back is always good.
-    """
+    """(state, batch, key) -> (state, metrics), not yet compiled; the arguments are those of `make_step`."""
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         def of_trained(trained: Any, key: jax.Array, part: Batch) -> tuple[jax.Array, LossTerms]:
@@ -86,6 +67,49 @@ def make_step(
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
         metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~good, **_by_quarter(terms, num_steps)}
         return dataclasses.replace(kept, step=state.step + 1), metrics
+
+    return step
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    num_steps: int,
+    mesh: Mesh,
+    steps_per_dispatch: int = 1,
+    accumulate: int = 1,
+    remember: Remember = _forget,
+    shardings: State | None = None,
+) -> TrainStep:
+    """The function (state, batch, key) -> (state, metrics), compiled when it is first called.
+
+    Args:
+        loss_fn: loss_fn(key, trained, batch, history) -> the mean over the batch, and its terms; trained is
+            {"net": parameters, "noise": those of a learned noise schedule}.
+        optimizer: with clipping in it, if any.
+        ema_decay: of the averaged parameters, once warm.
+        num_steps: T, to sort the loss by quarter of t.
+        mesh: where it runs. The state is given away (donated): use the one that comes back.
+        steps_per_dispatch: k > 1 takes k batches at once, arrays [k, B, ...], and returns metrics [k]. It spares an
+            accelerator the wait for its host; on CPU a step inside the scan is several times slower.
+        accumulate: a batch is taken in so many parts, each with noise of its own, whose gradients are averaged.
+        remember: remember(history, terms) -> the history after a batch, for draws of t that look back.
+        shardings: where the state's arrays lie (`mesh.of_state`); everywhere if not given.
+
+    A step whose loss or gradient isn't finite changes nothing but the count of steps, and says so in
+    metrics["nonfinite"]: the state that comes back is always good.
+    """
+    step = make_update(
+        loss_fn,
+        optimizer,
+        ema_decay=ema_decay,
+        num_steps=num_steps,
+        mesh=mesh,
+        accumulate=accumulate,
+        remember=remember,
+    )
 
     def several(state: State, batches: Batch, key: jax.Array) -> tuple[State, Metrics]:
         return jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
