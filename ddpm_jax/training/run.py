@@ -1,7 +1,6 @@
 """A run's parts, built from its config; and its folder, read back."""
 
 import dataclasses
-import math
 import os
 from typing import Any
 
@@ -12,17 +11,17 @@ from jax.sharding import Mesh
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import files, nets, records
-from ddpm_jax.config import Config, Devices, Diffusion
+from ddpm_jax.config import Config, Devices
 from ddpm_jax.data.pipeline import Batch
-from ddpm_jax.diffusion import continuous, norms, reverse, schedules, timesteps
+from ddpm_jax.diffusion import continuous, norms, schedules, timesteps
 from ddpm_jax.diffusion.continuous import Curve
-from ddpm_jax.diffusion.loss import OBJECTIVES, LossTerms, loss
+from ddpm_jax.diffusion.loss import LossTerms, loss
 from ddpm_jax.diffusion.norms import Norm
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import Draw
 from ddpm_jax.diffusion.weightings import Weighting
-from ddpm_jax.training import checkpoint, own_weighting
+from ddpm_jax.training import checkpoint, objective, own_weighting
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
 from ddpm_jax.training.step import LossFn, Remember, TrainStep, make_step, make_update
@@ -94,7 +93,7 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
     records.pick(dict.fromkeys(PREDICTIONS), config.diffusion.prediction, "--diffusion.prediction")
     whole = own_weighting.absolute(config.diffusion.weighting)
     config = dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, weighting=whole))
-    _check_objective(config.diffusion)
+    objective.check(config.diffusion)
     records.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
     schedule = schedules.build(config.diffusion)
     weighting = own_weighting.build if to_train else own_weighting.late
@@ -110,60 +109,6 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
     )
     parts.abstract()  # a network that can't be is found out here
     return parts
-
-
-def _check_objective(settings: Diffusion) -> None:
-    """Refuse choices that don't go together, before they fail or are passed over in silence."""
-    objective, variance = settings.objective, settings.variance
-    records.pick(dict.fromkeys((*OBJECTIVES, "continuous")), objective, "--diffusion.objective")
-    reverse.variance(variance, "--diffusion.variance")
-    continuously = objective == "continuous"
-    weighted = objective in ("simple", "hybrid")
-    shown = objective, settings.prediction, variance
-    faults = {
-        f"--diffusion.objective hybrid needs --diffusion.variance learned or learned_range, got {variance}": (
-            objective == "hybrid" and not reverse.is_learned(variance)
-        ),
-        f"--diffusion.objective simple can't teach a variance of {variance}: take hybrid or vlb": (
-            objective == "simple" and reverse.is_learned(variance)
-        ),
-        f"--diffusion.objective {shown[0]} has no step whose mean or variance could be learned, got {shown[1:]}": (
-            continuously and (reverse.is_learned(variance) or settings.prediction == "mean")
-        ),
-        f"--diffusion.objective continuous draws t by {', '.join(continuous.QUANTILES)}, got {settings.draw_t}": (
-            continuously and settings.draw_t not in continuous.QUANTILES
-        ),
-        f"--diffusion.learn-schedule needs --diffusion.objective continuous, got {objective}": (
-            settings.learn_schedule and not continuously
-        ),
-        f"--diffusion.num-steps must be at least 2 for --diffusion.objective continuous, got {settings.num_steps}": (
-            continuously and settings.num_steps < 2
-        ),
-        f"--diffusion.vlb-weight {settings.vlb_weight} has no part in --diffusion.objective {objective}": (
-            settings.vlb_weight != Diffusion().vlb_weight and objective != "hybrid"
-        ),
-        f"--diffusion.vlb-weight must be a finite number of at least 0, got {settings.vlb_weight}": (
-            not (math.isfinite(settings.vlb_weight) and settings.vlb_weight >= 0)
-        ),
-        f"--diffusion.time-range must be a finite number above 0, got {settings.time_range}": (
-            not (math.isfinite(settings.time_range) and settings.time_range > 0)
-        ),
-        f"--diffusion.time-range must be 1000 where the schedule is learned, got {settings.time_range}": (
-            settings.learn_schedule and settings.time_range != 1000
-        ),
-        f"--diffusion.no-correct-draw has nothing to leave out with --diffusion.draw-t {settings.draw_t}": (
-            not settings.correct_draw and (continuously or settings.draw_t in continuous.QUANTILES)
-        ),
-        f"--diffusion.offset-noise must be a finite number of at least 0, got {settings.offset_noise}": (
-            not (math.isfinite(settings.offset_noise) and settings.offset_noise >= 0)
-        ),
-    }
-    for name in ("weighting", "weighting_args", "norm", "norm_args", "offset_noise"):
-        given, flag = getattr(settings, name), name.replace("_", "-")
-        told = f"--diffusion.{flag} {given} has no part in --diffusion.objective {objective}"
-        faults[told] = given != getattr(Diffusion(), name) and not weighted
-    if wrong := [fault for fault, found in faults.items() if found]:
-        raise ValueError("; ".join(wrong))
 
 
 def num_classes(config: Config) -> int:

@@ -1,0 +1,66 @@
+"""Which choices of an objective go together."""
+
+import math
+
+from ddpm_jax import records
+from ddpm_jax.config import Diffusion
+from ddpm_jax.diffusion import continuous, reverse
+from ddpm_jax.diffusion.loss import OBJECTIVES
+
+
+def check(settings: Diffusion) -> None:
+    """Refuse choices that don't go together, before they fail or are passed over in silence.
+
+    Raises:
+        ValueError: naming every flag that is wrong, and what it needs.
+    """
+    objective, variance = settings.objective, settings.variance
+    records.pick(dict.fromkeys((*OBJECTIVES, "continuous")), objective, "--diffusion.objective")
+    reverse.variance(variance, "--diffusion.variance")
+    continuously = objective == "continuous"
+    weighted = objective in ("simple", "hybrid")
+    shown = objective, settings.prediction, variance
+    faults = {
+        f"--diffusion.objective hybrid needs --diffusion.variance learned or learned_range, got {variance}": (
+            objective == "hybrid" and not reverse.is_learned(variance)
+        ),
+        f"--diffusion.objective simple can't teach a variance of {variance}: take hybrid or vlb": (
+            objective == "simple" and reverse.is_learned(variance)
+        ),
+        f"--diffusion.objective {shown[0]} has no step whose mean or variance could be learned, got {shown[1:]}": (
+            continuously and (reverse.is_learned(variance) or settings.prediction == "mean")
+        ),
+        f"--diffusion.objective continuous draws t by {', '.join(continuous.QUANTILES)}, got {settings.draw_t}": (
+            continuously and settings.draw_t not in continuous.QUANTILES
+        ),
+        f"--diffusion.learn-schedule needs --diffusion.objective continuous, got {objective}": (
+            settings.learn_schedule and not continuously
+        ),
+        f"--diffusion.num-steps must be at least 2 for --diffusion.objective continuous, got {settings.num_steps}": (
+            continuously and settings.num_steps < 2
+        ),
+        f"--diffusion.vlb-weight {settings.vlb_weight} has no part in --diffusion.objective {objective}": (
+            settings.vlb_weight != Diffusion().vlb_weight and objective != "hybrid"
+        ),
+        f"--diffusion.vlb-weight must be a finite number of at least 0, got {settings.vlb_weight}": (
+            not (math.isfinite(settings.vlb_weight) and settings.vlb_weight >= 0)
+        ),
+        f"--diffusion.time-range must be a finite number above 0, got {settings.time_range}": (
+            not (math.isfinite(settings.time_range) and settings.time_range > 0)
+        ),
+        f"--diffusion.time-range must be 1000 where the schedule is learned, got {settings.time_range}": (
+            settings.learn_schedule and settings.time_range != 1000
+        ),
+        f"--diffusion.no-correct-draw has nothing to leave out with --diffusion.draw-t {settings.draw_t}": (
+            not settings.correct_draw and (continuously or settings.draw_t in continuous.QUANTILES)
+        ),
+        f"--diffusion.offset-noise must be a finite number of at least 0, got {settings.offset_noise}": (
+            not (math.isfinite(settings.offset_noise) and settings.offset_noise >= 0)
+        ),
+    }
+    for name in ("weighting", "weighting_args", "norm", "norm_args", "offset_noise"):
+        given, flag = getattr(settings, name), name.replace("_", "-")
+        told = f"--diffusion.{flag} {given} has no part in --diffusion.objective {objective}"
+        faults[told] = given != getattr(Diffusion(), name) and not weighted
+    if wrong := [fault for fault, found in faults.items() if found]:
+        raise ValueError("; ".join(wrong))
