@@ -19,7 +19,8 @@ def squared(key, trained, batch, history):
     """Mean of (w - x)^2; t counts 0, 1, 2, ... so that every quarter of T = 8 gets its share."""
     del key, history
     terms = jnp.square(trained["net"]["w"] - batch.images[:, 0])
-    return terms.mean(), LossTerms(loss=terms, objective=terms, mse=terms, t=jnp.arange(len(terms)) % 8)
+    t, log_snr = jnp.arange(len(terms)) % 8, jnp.zeros(len(terms))
+    return terms.mean(), LossTerms(loss=terms, objective=terms, mse=terms, eps_error=terms, log_snr=log_snr, t=t)
 
 
 def step_and_state(loss=squared, **options):

@@ -22,7 +22,7 @@ from ddpm_jax.diffusion.decoder import categorical_nll
 from ddpm_jax.diffusion.loss import LossTerms
 from ddpm_jax.diffusion.parameterization import PREDICTIONS, target_at
 from ddpm_jax.diffusion.schedules import NoiseLevel, Schedule, from_log_snr
-from ddpm_jax.diffusion.weightings import in_space
+from ddpm_jax.diffusion.weightings import in_space, simple
 from ddpm_jax.records import pick
 from ddpm_jax.types import Denoiser, per_image
 
@@ -88,6 +88,9 @@ class ContinuousBound:
     decoder: jax.Array
     mse: jax.Array
     """Mean squared error of the prediction itself."""
+    eps_error: jax.Array
+    """The mean squared error of eps that this amounts to."""
+    log_snr: jax.Array
     u: jax.Array
     piece: jax.Array
     """Of the curve in which u lies."""
@@ -125,8 +128,8 @@ def bound(
         raise ValueError(f"denoise must return the shape of x_0, {x_0.shape}, got {output.shape}")
     squares = jnp.square(output - target_at(level, prediction, x_0, eps))
     mse = jnp.mean(jnp.reshape(squares, (x_0.shape[0], -1)), axis=1)
-    # The slope is half of what an error of eps counts for; said as a factor on the error of what is predicted.
-    diffusion = in_space(lambda _: -0.5 * slope, prediction, log_snr) * mse / jnp.log(2.0)
+    eps_error = in_space(simple, prediction, log_snr) * mse
+    diffusion = -0.5 * slope * eps_error / jnp.log(2.0)
 
     last, first = curve.log_snr[-1], curve.log_snr[0]
     noise_end, signal_end = jax.nn.sigmoid(-last), jax.nn.sigmoid(last)
@@ -139,6 +142,8 @@ def bound(
         diffusion=diffusion,
         decoder=decoder,
         mse=mse,
+        eps_error=eps_error,
+        log_snr=log_snr,
         u=u,
         piece=piece,
     )
@@ -217,7 +222,8 @@ def loss(
         towards = -jnp.mean(share * jnp.log(_shares(logits))[drawn.piece])
         value = value + towards - jax.lax.stop_gradient(towards)
     t = jnp.minimum(drawn.u * num_steps, num_steps - 1)
-    return value, LossTerms(loss=drawn.total, objective=drawn.total, mse=drawn.mse, t=t)
+    kept = {"mse": drawn.mse, "eps_error": drawn.eps_error, "log_snr": drawn.log_snr, "t": t}
+    return value, LossTerms(loss=drawn.total, objective=drawn.total, **kept)
 
 
 QUANTILES: dict[str, Callable] = {

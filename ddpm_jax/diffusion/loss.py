@@ -1,7 +1,7 @@
 """The training objectives at a drawn t: weighted error, the bound, and both (Ho et al. 2020, Algorithm 1).
 
     simple    k(log-SNR) ||eps - eps_hat||^2, whatever is predicted                     (Ho et al. 2020, Eq. 14)
-              or with another of `norms` on the error of the prediction
+              or with another of `norms` on the error of the prediction; or exp(-u) of that, plus u (`uncertainty`)
     vlb       T L_t in bits/dim, unbiased for the bound but for L_T, which nothing trained changes      (Eq. 5)
     hybrid    simple + vlb_weight T L_t, which teaches the variance only: the mean is held fixed in it
                                                                               (Nichol & Dhariwal 2021, Eq. 16)
@@ -33,11 +33,15 @@ class LossTerms:
     """What each image brought to the loss, [B] each; the loss is the mean of `loss`."""
 
     loss: jax.Array
-    """The objective times the weight of the draw of t."""
+    """The objective, with its uncertainty if that is learned, times the weight of the draw of t."""
     objective: jax.Array
-    """Before the weight of the draw of t: what a history of losses keeps."""
+    """Before the weight of the draw of t, and before u: what a history of losses keeps. A draw of t in proportion to
+    losses wants them positive and of one kind throughout; with u they may be negative, and drift with what u learns."""
     mse: jax.Array
     """Mean squared error of the prediction itself, over the image's dimensions."""
+    eps_error: jax.Array
+    """The mean squared error of eps that this amounts to: comparable between predictions, weightings and norms."""
+    log_snr: jax.Array
     t: jax.Array
 
 
@@ -125,6 +129,7 @@ def loss(
     draw_t: Draw | None = None,
     history: History = (),
     correct_draw: bool = True,
+    uncertainty: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, LossTerms]:
     """Draw t and eps, noise x_0 [B, ..., C], and weigh the error of the network's answer.
 
@@ -145,15 +150,20 @@ def loss(
         draw_t: how t is drawn, see `timesteps`; uniform if not given.
         history: what draw_t has learned so far.
         correct_draw: weigh each image so that the expectation is that of a uniform t.
+        uncertainty: u, [B] log-SNR -> [B]: an image's loss becomes exp(-u) times it, plus u, whose gradient teaches u
+            (`uncertainty.log_variance`); for simple only.
 
     Returns:
         The mean over the batch, and the terms it is the mean of. With the default weighting and prediction that is
         L_simple, E ||eps - eps_hat||^2 per dimension (Ho et al. 2020, Eq. 14).
 
     Raises:
-        ValueError: for an unknown choice, an output that isn't shaped like x_0, or a learned variance that isn't in it.
+        ValueError: for an unknown choice, an output that isn't shaped like x_0, a learned variance that isn't in it, or
+            an uncertainty with another objective than simple.
     """
     of_image = pick(OBJECTIVES, objective, "objective")
+    if uncertainty is not None and objective != "simple":
+        raise ValueError(f"uncertainty needs the objective simple, got {objective}")
     setting = Setting(prediction=prediction, weighting=weighting, variance=variance, vlb_weight=vlb_weight, bits=bits)
     key_t, key_eps = jax.random.split(key)
     t, importance = timesteps.draw(key_t, draw_t or timesteps.uniform(), schedule, x_0.shape[0], history)
@@ -167,5 +177,17 @@ def loss(
     predicted, _ = split(output, x_0.shape[-1])
     error = predicted - target(schedule, prediction, x_0, eps, t)
     value = of_image(setting, Answer(schedule=schedule, x_0=x_0, x_t=x_t, t=t, output=output, error=norm(error)))
-    terms = LossTerms(loss=importance * value if correct_draw else value, objective=value, mse=l2(error), t=t)
+    counted = value
+    if uncertainty is not None:
+        u = uncertainty(schedule.log_snr[t])
+        counted = jnp.exp(-u) * value + u
+    level, mse = at(schedule, t), l2(error)
+    terms = LossTerms(
+        loss=importance * counted if correct_draw else counted,
+        objective=value,
+        mse=mse,
+        eps_error=in_space(simple, prediction, level.log_snr, posterior_mean_coef_x0=level.coef_x0) * mse,
+        log_snr=level.log_snr,
+        t=t,
+    )
     return jnp.mean(terms.loss), terms

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ddpm_jax import files
+from ddpm_jax.diffusion import bins
 from ddpm_jax.diffusion.schedules import Schedule
 
 CURVES = {
@@ -98,6 +101,58 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         if len(CURVES[title]) > 1:
             axes.legend(frameon=False, fontsize="small")
     return figure
+
+
+def by_bin(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """What a run said of its bins of log-SNR: the error of eps in each over training; and, if it took statistics of the
+    gradients, the newest norms and noises of each bin and the cosines between them.
+
+    Raises:
+        ValueError: if no record has anything by bin.
+    """
+    names = bins.keys("eps_error", {key for record in records for key in record})
+    errors = {name: _points(records, name) for name in names}
+    taken = [record for record in records if record.get("grad_cosine")]
+    if not errors:
+        raise ValueError(f"records must have errors of eps by bin (--run.bins), got {len(records)} records without")
+    figure = Figure(figsize=(14 if taken else 5, 4), layout="constrained")
+    left, *others = figure.subplots(1, 3 if taken else 1, squeeze=False)[0]
+    middles = [bins.middle(name) for name in names]
+    colours = ScalarMappable(Normalize(*_ends(middles)), "viridis")
+    for points, colour in zip(errors.values(), colours.to_rgba(np.array(middles)), strict=True):
+        left.plot(*points.T, linewidth=1.2, marker="." if len(points) < 30 else "", color=colour)
+    drawn = np.concatenate(list(errors.values()))
+    _dress(left, "squared error of eps", log=not (drawn[:, 1] <= 0).any())
+    left.set_xlabel("step")
+    figure.colorbar(colours, ax=left, label="log-SNR")
+    if taken:
+        newest = max(taken, key=lambda record: record["step"])
+        _gradients(figure, newest, *others)
+    return figure
+
+
+def _gradients(figure: Figure, record: Mapping[str, Any], sizes: Axes, matrix: Axes) -> None:
+    for name, label in (("grad_norm", "norm of the mean"), ("grad_noise", "noise of one image")):
+        middles, values = bins.read(name, record)
+        sizes.plot(middles, values, marker=".", linewidth=1.2, label=label)
+    _dress(sizes, f"gradient at step {record['step']}", log=True)
+    sizes.set_xlabel("log-SNR")
+    sizes.legend(frameon=False, fontsize="small")
+    cosine = np.array(record["grad_cosine"], np.float64)  # null becomes NaN, which is left blank
+    low, high = _ends(record["log_snr_edges"])
+    drawn = matrix.imshow(
+        cosine, vmin=-1, vmax=1, cmap="RdBu_r", origin="lower", extent=(low, high, low, high), aspect="equal"
+    )
+    matrix.set_title("cosine between gradients", fontsize="medium")
+    matrix.set_xlabel("log-SNR")
+    matrix.set_ylabel("log-SNR")
+    figure.colorbar(drawn, ax=matrix)
+
+
+def _ends(places: Sequence[float]) -> tuple[float, float]:
+    """The least and the greatest, apart even if there is one place only."""
+    low, high = min(places), max(places)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def bound(terms: np.ndarray, rate: np.ndarray, rmse: np.ndarray) -> Figure:

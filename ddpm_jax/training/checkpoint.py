@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -58,11 +58,19 @@ def newest(folder: files.Place) -> int:
 
 def save(manager: Manager, state: State) -> None:
     """Start to write the state under its step; training goes on meanwhile. A step that is there already stays."""
-    step = int(state.step)
+    _save(manager, int(state.step), _filled(state))
+
+
+def save_many(manager: Manager, step: int, states: Mapping[str, State]) -> None:
+    """`save`, of several states by name, or of stacks of states."""
+    _save(manager, step, {name: _filled(state) for name, state in states.items()})
+
+
+def _save(manager: Manager, step: int, tree: dict[str, Any]) -> None:
     if step not in manager.all_steps():
         manager.wait_until_finished()
         _empty_trash(manager)
-        manager.save(step, args=ocp.args.StandardSave(_filled(state)))
+        manager.save(step, args=ocp.args.StandardSave(tree))
 
 
 def _empty_trash(manager: Manager) -> None:
@@ -79,12 +87,22 @@ def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
         FileNotFoundError: if there is none, or not that one, with those that are.
         ValueError: if the checkpoint's arrays aren't those of `like`.
     """
+    return State(**_restore(manager, _filled(like), step))
+
+
+def restore_many(manager: Manager, like: Mapping[str, State], *, step: int | None = None) -> dict[str, State]:
+    """`restore`, of what `save_many` wrote, into the memory of this machine where leaves name no devices."""
+    found = _restore(manager, {name: _filled(state) for name, state in like.items()}, step)
+    return {name: State(**fields) for name, fields in found.items()}
+
+
+def _restore(manager: Manager, like: dict[str, Any], step: int | None) -> dict[str, Any]:
     steps = sorted(manager.all_steps())
     step = manager.latest_step() if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{manager.directory} has no checkpoint {'' if step is None else step}: found {steps}")
     try:
-        return State(**manager.restore(step, args=ocp.args.StandardRestore(_filled(like))))
+        return dict(manager.restore(step, args=ocp.args.StandardRestore(like)))
     except ValueError as error:
         said = str(error).strip().splitlines() or ["no reason given"]
         raise ValueError(

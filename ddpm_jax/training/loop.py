@@ -13,9 +13,9 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import data, files, records
 from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
-from ddpm_jax.diffusion import reverse
+from ddpm_jax.diffusion import bins, reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, feed, processes, report
+from ddpm_jax.training import checkpoint, feed, gradients, processes, report
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import sampler
@@ -28,6 +28,7 @@ from ddpm_jax.training.run import (
     curve,
     make_train_step,
     num_classes,
+    training_key,
     without_class,
 )
 from ddpm_jax.training.state import State, learning_rate
@@ -47,6 +48,9 @@ FREE = (
     "diffusion.vlb_weight",
     "diffusion.correct_draw",
 )
+
+
+MOST_BINS = 100
 
 
 class NonFiniteLossError(RuntimeError):
@@ -98,8 +102,10 @@ def _steps(
 ) -> State:
     config, run = parts.config, parts.config.run
     start = int(state.step)
-    key = jax.random.key(config.seed + 1)  # the parameters were drawn from the seed itself
+    key = training_key(config)
     rate = learning_rate(config.optimizer, config.steps)
+    edges = np.asarray(bins.edges(parts.schedule, run.bins)) if run.bins else None
+    taken = gradients.statistics(parts, source, _compile_together) if run.gradients_every else None
     recent, metrics, since = [], None, time.perf_counter()
     quiet = not processes.writes()
     bar = tqdm(total=config.steps, initial=min(start, config.steps), unit="step", smoothing=0.05, disable=quiet)
@@ -122,8 +128,9 @@ def _steps(
                 continue
             # The host waits for the devices to have no step left here and nowhere else.
             _stop_if_nonfinite(config, recent, done, manager)
+            values: report.Values = {}
             if ends or done % run.log_every == 0:
-                values = report.summary(recent)
+                values = report.summary(recent, edges)
                 now = time.perf_counter()
                 values["images_per_second"] = len(recent) * run.steps_per_dispatch * config.batch_size / (now - since)
                 values["input_bound"] = min(1.0, batches.idle() / (now - since))
@@ -131,10 +138,13 @@ def _steps(
                 if config.diffusion.learn_schedule:
                     learned = curve(parts, state.noise).log_snr
                     values |= {"log_snr_first": float(learned[0]), "log_snr_last": float(learned[-1])}
-                write(done, values)
                 bar.set_postfix_str(report.postfix(values))
                 recent, since = [], now
             pause = time.perf_counter()
+            if taken is not None and edges is not None and done % run.gradients_every == 0:
+                values |= report.of_gradients(jax.device_get(taken(state)), edges)
+            if values:
+                write(done, values)
             # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
                 preview(as_learned(parts, state), state.ema, done, workdir)
@@ -148,6 +158,8 @@ def _steps(
         progress(workdir)
         if lines := report.read(workdir):
             plots.save(plots.curves(lines), workdir / "samples" / "curves.png")
+            if any(bins.keys("eps_error", line) for line in lines):
+                plots.save(plots.by_bin(lines), workdir / "samples" / "bins.png")
     return state
 
 
@@ -176,11 +188,12 @@ def _stop_if_nonfinite(config: Config, recent: list, done: int, manager: checkpo
 
 def _intervals(config: Config) -> dict[str, int]:
     run = config.run
-    return {
+    every = {
         "--run.log-every": run.log_every,
         "--run.sample-every": run.sample_every,
         "--run.checkpoint-every": run.checkpoint_every,
     }
+    return every | ({"--run.gradients-every": run.gradients_every} if run.gradients_every else {})
 
 
 def _check_numbers(config: Config) -> None:
@@ -205,6 +218,12 @@ def _check_numbers(config: Config) -> None:
             )
     if run.keep_every < 0:
         raise ValueError(f"--run.keep-every must be 0 or more, got {run.keep_every}")
+    if not 0 <= run.bins <= MOST_BINS:
+        raise ValueError(f"--run.bins must lie in 0 .. {MOST_BINS}, got {run.bins}")
+    if run.gradients_every:
+        gradients.check(config.diffusion)
+        if not run.bins:
+            raise ValueError("--run.gradients-every needs --run.bins, the bins that gradients are sorted by, got 0")
     if not 0 <= config.seed < 2**32 - 1:
         raise ValueError(f"--seed must lie in 0 .. 2^32 - 2, got {config.seed}")
 

@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
+
 from ddpm_jax import records
 from ddpm_jax.config import Diffusion
 from ddpm_jax.diffusion import continuous, reverse
 from ddpm_jax.diffusion.loss import OBJECTIVES
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.weightings import Weighting
 
 
 def check(settings: Diffusion) -> None:
@@ -36,6 +40,9 @@ def check(settings: Diffusion) -> None:
         f"--diffusion.learn-schedule needs --diffusion.objective continuous, got {objective}": (
             settings.learn_schedule and not continuously
         ),
+        f"--diffusion.learn-uncertainty needs --diffusion.objective simple, got {objective}": (
+            settings.learn_uncertainty and objective != "simple"
+        ),
         f"--diffusion.num-steps must be at least 2 for --diffusion.objective continuous, got {settings.num_steps}": (
             continuously and settings.num_steps < 2
         ),
@@ -64,3 +71,17 @@ def check(settings: Diffusion) -> None:
         faults[told] = given != getattr(Diffusion(), name) and not weighted
     if wrong := [fault for fault, found in faults.items() if found]:
         raise ValueError("; ".join(wrong))
+
+
+def check_uncertainty(weighting: Weighting, schedule: Schedule) -> None:
+    """Refuse a weighting that is 0 where an uncertainty is learned: log E[loss] would be minus infinity there.
+
+    Raises:
+        ValueError: naming the first t of the schedule where it is.
+    """
+    none = ~(np.asarray(weighting(schedule.log_snr)) > 0)
+    if none.any():
+        raise ValueError(
+            f"--diffusion.learn-uncertainty needs a weighting above 0 at every t, for it learns the loss's logarithm; "
+            f"got one of {weighting(schedule.log_snr)[none.argmax()]:g} at t = {none.argmax()}"
+        )

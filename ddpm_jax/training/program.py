@@ -67,6 +67,7 @@ def _made_for(parts: Parts) -> dict[str, Any]:
         "weighting": [float(factor) for factor in parts.weighting(parts.schedule.log_snr[::50])],
         "shape": config["data"]["shape"],
         "steps_per_dispatch": config["run"]["steps_per_dispatch"],
+        "bins": config["run"]["bins"],
         **kept,
     }
 

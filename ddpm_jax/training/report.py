@@ -4,8 +4,9 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +14,12 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from ddpm_jax import files
+from ddpm_jax.diffusion import bins
 from ddpm_jax.training import processes
+from ddpm_jax.training.gradients import GradientStats
 
-Values = dict[str, float]
+Values = dict[str, Any]
+"""What a line says: numbers, each a curve in TensorBoard; lists stand in metrics.jsonl only."""
 Write = Callable[[int, Values], None]
 Push = Callable[[], None]
 
@@ -23,8 +27,11 @@ PUSH_EVERY = 30.0
 """Seconds between two copies of a run's log to its bucket, each of all lines so far."""
 
 
-def summary(metrics: Sequence[dict[str, jax.Array]]) -> Values:
+def summary(metrics: Sequence[Mapping[str, Any]], edges: np.ndarray | None = None) -> Values:
     """Means over the steps since the last report, and the loss of each quarter of t (q1: least noise).
+
+    With the edges of bins [n + 1] also the mean squared error of eps in each, named by the middle of the bin:
+    "eps_error/log_snr_-7.30". Quarters and bins that no image fell in are left out.
 
     Skipped steps count in `skipped` and nowhere else.
     """
@@ -36,11 +43,30 @@ def summary(metrics: Sequence[dict[str, jax.Array]]) -> Values:
     values = {"skipped": float((~good).sum())}
     if good.any():
         values |= {name: float(stacked[name][good].mean()) for name in ("loss", "grad_norm")}
+    values |= _means(metrics, good, "quarter", [f"loss_q{i}" for i in (1, 2, 3, 4)])
+    return values if edges is None else values | _means(metrics, good, "bin", bins.names("eps_error", edges))
+
+
+def _means(metrics: Sequence[Mapping[str, Any]], good: np.ndarray, sort: str, names: Sequence[str]) -> Values:
+    """The mean of each sort that there was something of, over the good steps."""
     sums, counts = (
-        np.concatenate([np.asarray(m[name], np.float64).reshape(-1, 4) for m in metrics])[good].sum(axis=0)
-        for name in ("quarter_sum", "quarter_count")
+        np.concatenate([np.asarray(m[name], np.float64).reshape(-1, len(names)) for m in metrics])[good].sum(axis=0)
+        for name in (f"{sort}_sum", f"{sort}_count")
     )
-    return values | {f"loss_q{i + 1}": float(sums[i] / counts[i]) for i in range(4) if counts[i]}
+    return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}
+
+
+def of_gradients(found: GradientStats, edges: np.ndarray) -> Values:
+    """Norm and noise of the gradient in each bin that has steps, named as the bins of `summary`; and, as lists, the
+    cosines between the bins' gradients (null where one can't be told from noise) and the edges of the bins.
+    """
+    norm, noise, cosine = (np.asarray(values, np.float64) for values in (found.norm, found.noise, found.cosine))
+    values: Values = {}
+    for figure, sizes in (("grad_norm", norm), ("grad_noise", noise)):
+        named = zip(bins.names(figure, edges), sizes, strict=True)
+        values |= {name: float(size) for name, size in named if not np.isnan(size)}
+    listed = [[None if np.isnan(value) else float(value) for value in row] for row in cosine]
+    return values | {"grad_cosine": listed, "log_snr_edges": [float(edge) for edge in edges]}
 
 
 def postfix(values: Values) -> str:
@@ -79,7 +105,8 @@ def open_log(workdir: files.Place, start: int) -> Iterator[tuple[Write, Push]]:
                 lines.write(json.dumps({"step": step} | values) + "\n")
                 lines.flush()
                 for name, value in values.items():
-                    events.add_scalar(name, value, step)
+                    if not isinstance(value, list):
+                        events.add_scalar(name, value, step)
                 events.flush()
                 push(PUSH_EVERY)
 

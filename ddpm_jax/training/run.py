@@ -1,6 +1,7 @@
 """A run's parts, built from its config; and its folder, read back."""
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -13,7 +14,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import files, nets, records
 from ddpm_jax.config import Config, Devices
 from ddpm_jax.data.pipeline import Batch
-from ddpm_jax.diffusion import continuous, norms, schedules, timesteps
+from ddpm_jax.diffusion import bins, continuous, norms, schedules, timesteps, uncertainty
 from ddpm_jax.diffusion.continuous import Curve
 from ddpm_jax.diffusion.loss import LossTerms, loss
 from ddpm_jax.diffusion.norms import Norm
@@ -50,16 +51,16 @@ class Parts:
             self.optimizer,
             noise=continuous.init(self.schedule) if self.config.diffusion.learn_schedule else (),
             history=self.draw_t.init(self.schedule.num_steps),
+            uncertainty=uncertainty.init() if self.config.diffusion.learn_uncertainty else (),
         )
 
-    def _make(self, key: jax.Array) -> State:
+    def make(self, key: jax.Array) -> State:
+        """The state before the first step from the key of its parameters; to be compiled."""
         return self._fresh(nets.init(key, self.module, self.config.data.shape))
 
     def init(self) -> State:
         """The state before the first step, on the devices of the mesh."""
-        # Drawing parameters is short work and long code: on CPU, compiling it well takes far longer than running it.
-        quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        make = jax.jit(self._make, out_shardings=self.shardings(), compiler_options=quick)
+        make = jax.jit(self.make, out_shardings=self.shardings(), compiler_options=quickly())
         return make(jax.random.key(self.config.seed))
 
     def start_from(self, params: Any) -> State:
@@ -69,7 +70,7 @@ class Parts:
 
     def abstract(self) -> State:
         """Shapes, dtypes and places of the state's arrays, for a checkpoint to be read into."""
-        shapes = jax.eval_shape(self._make, jax.random.key(0))
+        shapes = jax.eval_shape(self.make, jax.random.key(0))
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
@@ -79,6 +80,17 @@ class Parts:
     def shardings(self) -> State:
         """Where each array of the state lies."""
         return jax.tree.map(lambda x: x.sharding, self.abstract())
+
+
+def quickly() -> dict[str, Any] | None:
+    """How to compile what draws parameters: short work and long code, which on CPU takes far longer to compile well
+    than to run."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+
+def training_key(config: Config) -> jax.Array:
+    """The key of a run's steps; its parameters are drawn from key(seed) itself."""
+    return jax.random.key(config.seed + 1)
 
 
 def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = True) -> Parts:
@@ -107,6 +119,8 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
         weighting=weighting(config.diffusion.weighting, config.diffusion.weighting_args, schedule),
         norm=norms.build(config.diffusion.norm, config.diffusion.norm_args),
     )
+    if to_train and config.diffusion.learn_uncertainty:
+        objective.check_uncertainty(parts.weighting, schedule)
     parts.abstract()  # a network that can't be is found out here
     return parts
 
@@ -147,6 +161,7 @@ def make_loss(parts: Parts) -> LossFn:
                 prediction=settings.prediction,
                 quantiles=continuous.QUANTILES[settings.draw_t],
             )
+        u = functools.partial(uncertainty.log_variance, trained["uncertainty"]) if settings.learn_uncertainty else None
         return loss(
             key_loss,
             parts.schedule,
@@ -162,6 +177,7 @@ def make_loss(parts: Parts) -> LossFn:
             draw_t=parts.draw_t,
             history=history,
             correct_draw=settings.correct_draw,
+            uncertainty=u,
         )
 
     return loss_fn
@@ -183,12 +199,16 @@ def make_train_step(parts: Parts) -> TrainStep:
     )
 
 
-def make_train_update(parts: Parts) -> TrainStep:
+def make_train_update(parts: Parts, edges: jax.Array | None = None) -> TrainStep:
     """The step of a run before it is compiled, one to a dispatch: for a jit, a map or a shard_map of your own.
 
-    `parts.schedule` and the arrays that `parts.weighting` closes over may be traced.
+    `parts.schedule` and the arrays that `parts.weighting` closes over may be traced. `edges` of bins of log-SNR, if
+    given, are in place of the run's own.
     """
-    return make_update(make_loss(parts), parts.optimizer, **_of_step(parts))
+    settings = _of_step(parts)
+    if edges is not None:
+        settings["edges"] = edges
+    return make_update(make_loss(parts), parts.optimizer, **settings)
 
 
 def _of_step(parts: Parts) -> dict[str, Any]:
@@ -198,6 +218,7 @@ def _of_step(parts: Parts) -> dict[str, Any]:
         "mesh": parts.mesh,
         "accumulate": parts.config.devices.accumulate,
         "remember": make_remember(parts),
+        "edges": bins.edges(parts.schedule, parts.config.run.bins) if parts.config.run.bins else None,
     }
 
 

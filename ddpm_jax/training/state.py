@@ -27,10 +27,14 @@ class State:
     """Parameters of the noise schedule, if it is learned; see `diffusion.continuous`."""
     history: Any = ()
     """What the draw of t has seen, if it looks; see `diffusion.timesteps`."""
+    uncertainty: Any = ()
+    """Parameters of the uncertainty, if it is learned; see `diffusion.uncertainty`."""
 
     def trained(self) -> dict[str, Any]:
-        """All that the optimizer moves: the network and, if it is learned, the noise schedule."""
-        return {"net": self.params, "noise": self.noise}
+        """All that the optimizer moves: the network and, if they are learned, noise schedule and uncertainty."""
+        # Without parameters no key either: the optimizer's state in older checkpoints has none.
+        learned = {"uncertainty": self.uncertainty} if jax.tree.leaves(self.uncertainty) else {}
+        return {"net": self.params, "noise": self.noise, **learned}
 
 
 def _adam(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransformation:
@@ -40,11 +44,14 @@ def _adam(rate: optax.Schedule, settings: Optimizer) -> optax.GradientTransforma
 
 
 def _decays(trained: Any) -> Any:
-    """Where weight decay belongs: neither in biases, nor in the noise schedule, whose zero means nothing."""
+    """Where weight decay belongs: neither in biases, nor in the noise schedule or the uncertainty.
+
+    Their zero means nothing: a decayed uncertainty would fall short of the loss's size.
+    """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         names = [getattr(entry, "key", None) for entry in path]
-        return names[0] != "noise" and names[-1] != "bias"
+        return names[0] not in ("noise", "uncertainty") and names[-1] != "bias"
 
     return jax.tree_util.tree_map_with_path(decays, trained)
 
@@ -92,11 +99,14 @@ def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformat
     return optax.chain(clip, optimizer)
 
 
-def fresh(params: Any, optimizer: optax.GradientTransformation, *, noise: Any = (), history: Any = ()) -> State:
+def fresh(
+    params: Any, optimizer: optax.GradientTransformation, *, noise: Any = (), history: Any = (), uncertainty: Any = ()
+) -> State:
     """The state before the first step; the average starts at the parameters."""
     # A copy: the step gives both away (donation), and one buffer can't be given twice.
     ema = jax.tree.map(jnp.copy, params)
-    state = State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=(), noise=noise, history=history)
+    learned = {"noise": noise, "history": history, "uncertainty": uncertainty}
+    state = State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=(), **learned)
     return dataclasses.replace(state, opt_state=optimizer.init(state.trained()))
 
 

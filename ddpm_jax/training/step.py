@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax.data.pipeline import Batch
+from ddpm_jax.diffusion import bins
 from ddpm_jax.diffusion.loss import LossTerms
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, average
@@ -28,6 +29,14 @@ def _by_quarter(terms: LossTerms, num_steps: int) -> Metrics:
     return {"quarter_sum": jnp.sum(jnp.where(inside, terms.mse, 0.0), axis=1), "quarter_count": jnp.sum(inside, axis=1)}
 
 
+def _by_bin(terms: LossTerms, edges: jax.Array | None) -> Metrics:
+    """Sum of the error of eps and number of images, for each bin of log-SNR, if there are any."""
+    if edges is None:
+        return {}
+    total, count = bins.sums(bins.of_log_snr(terms.log_snr, edges), terms.eps_error, edges.size - 1)
+    return {"bin_sum": total, "bin_count": count}
+
+
 def _forget(history: Any, terms: LossTerms) -> Any:
     del terms
     return history
@@ -42,6 +51,7 @@ def make_update(
     mesh: Mesh,
     accumulate: int = 1,
     remember: Remember = _forget,
+    edges: jax.Array | None = None,
 ) -> TrainStep:
     """(state, batch, key) -> (state, metrics), not yet compiled; the arguments are those of `make_step`."""
 
@@ -62,10 +72,12 @@ def make_update(
             opt_state=opt_state,
             noise=trained["noise"],
             history=remember(state.history, terms),
+            uncertainty=trained.get("uncertainty", ()),
         )
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
-        metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~good, **_by_quarter(terms, num_steps)}
+        metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~good}
+        metrics |= _by_quarter(terms, num_steps) | _by_bin(terms, edges)
         return dataclasses.replace(kept, step=state.step + 1), metrics
 
     return step
@@ -81,13 +93,14 @@ def make_step(
     steps_per_dispatch: int = 1,
     accumulate: int = 1,
     remember: Remember = _forget,
+    edges: jax.Array | None = None,
     shardings: State | None = None,
 ) -> TrainStep:
     """The function (state, batch, key) -> (state, metrics), compiled when it is first called.
 
     Args:
         loss_fn: loss_fn(key, trained, batch, history) -> the mean over the batch, and its terms; trained is
-            {"net": parameters, "noise": those of a learned noise schedule}.
+            {"net": parameters, "noise": those of a learned noise schedule} and, if it is learned, "uncertainty".
         optimizer: with clipping in it, if any.
         ema_decay: of the averaged parameters, once warm.
         num_steps: T, to sort the loss by quarter of t.
@@ -96,6 +109,7 @@ def make_step(
             accelerator the wait for its host; on CPU a step inside the scan is several times slower.
         accumulate: a batch is taken in so many parts, each with noise of its own, whose gradients are averaged.
         remember: remember(history, terms) -> the history after a batch, for draws of t that look back.
+        edges: those of bins of log-SNR (`bins.edges`) by which the metrics sort the error of eps; None for no bins.
         shardings: where the state's arrays lie (`mesh.of_state`); everywhere if not given.
 
     A step whose loss or gradient isn't finite changes nothing but the count of steps, and says so in
@@ -109,6 +123,7 @@ def make_step(
         mesh=mesh,
         accumulate=accumulate,
         remember=remember,
+        edges=edges,
     )
 
     def several(state: State, batches: Batch, key: jax.Array) -> tuple[State, Metrics]:
