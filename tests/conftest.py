@@ -35,10 +35,10 @@ def tiny_run(tmp_path_factory):
 @pytest.fixture
 def program():
     """program(file or module, arguments..., devices=1) runs it as a user would; returns the finished process."""
+    return run_program
 
-    def run(*args, devices=1, **options):
-        command = [sys.executable, *map(str, args)]
-        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options)
 
-    return run
+def run_program(*args, devices=1, **options):
+    command = [sys.executable, *map(str, args)]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options)

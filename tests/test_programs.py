@@ -154,10 +154,14 @@ def test_evaluate_prints_each_figure_beside_the_held_out_one(call, tiny_run, tmp
     assert f"{result['frechet']:.3f}   held-out {result['frechet_floor']:.3f}" in said
 
 
-def test_explain_draws_the_way_there_the_way_back_and_the_schedules(call, tmp_path, capsys):
+def test_explain_draws_the_way_there_the_way_back_the_schedules_and_the_weightings(call, tmp_path, capsys):
     assert call("ddpm_jax.cli.explain", "digits", "--out", tmp_path / "e", "--diffusion.num-steps", 50) == 0
     names = {path.name for path in (tmp_path / "e").iterdir()}
-    assert names == {"forward.png", "reverse_known_x0.png", "schedules.png", "schedule.png"}
+    assert names == {
+        "forward.png", "reverse_known_x0.png", "schedules.png", "schedule.png", "weightings.png", "factors.png",
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
     there, back = (picture(tmp_path / "e" / f"{n}.png") for n in ("forward", "reverse_known_x0"))
     assert there.shape == back.shape
     # The first frame of the way there and the last of the way back are the image itself.

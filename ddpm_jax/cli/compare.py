@@ -131,7 +131,9 @@ def _compare(asked: Flags, preset: str, command: str) -> None:
     if asked.gradients:
         configs = [member.config for member in members]
         gradients = compare.gradient_statistics(trained, configs, source, layout, edges=edges)
-    result = measured.measure(trained, found, seeds, source, held_out, asked.workdir, edges, settings, gradients)
+    result = measured.measure(
+        trained, asked.config, found, seeds, source, held_out, asked.workdir, edges, settings, gradients
+    )
     result = dataclasses.replace(
         result,
         title=f"{preset}: {len(found)} variants, {len(seeds)} seeds, {asked.config.steps} steps",

@@ -1,7 +1,8 @@
 """Pictures of the process itself: python -m ddpm_jax.cli.explain PRESET [--out DIR]
 
 No network and no training: real images walked to noise, and back by the exact posterior q(x_{t-1} | x_t, x_0), which is
-what a network learns to do without knowing x_0; and the curves of every schedule.
+what a network learns to do without knowing x_0; the curves of every schedule; and what weightings make of
+them.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from ddpm_jax.config import Config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Draw the forward process, the exact way back and the schedules."""
+    """Draw the forward process, the exact way back, the schedules and what weightings make of them."""
 
     out: flags.Place
     """Where the pictures go."""
@@ -48,9 +49,12 @@ def _draw(asked: Flags) -> None:
     from ddpm_jax import data, sampling
     from ddpm_jax.diffusion import schedules
     from ddpm_jax.diffusion.forward import q_sample
-    from ddpm_jax.figures import pictures, plots
+    from ddpm_jax.figures import pictures, plots, weightings
+    from ddpm_jax.training import own_weighting
 
     config, schedule = asked.config, schedules.build(asked.config.diffusion)
+    settings = config.diffusion
+    k = own_weighting.build(settings.weighting, settings.weighting_args, schedule)
     key_eps, key_back = jax.random.split(jax.random.key(config.seed))
     batch = data.batch_at(data.load(config.data), seed=config.seed, step=0, batch_size=asked.images)
     x_0 = jnp.asarray(batch.images)
@@ -66,11 +70,20 @@ def _draw(asked: Flags) -> None:
     back = np.swapaxes(np.asarray(path.x_t), 0, 1)
     pictures.save_png(asked.out / "reverse_known_x0.png", pictures.strip(back, titles=_titles(done[::-1])))
 
-    named = {name: make(config.diffusion.num_steps) for name, make in schedules.SCHEDULES.items() if name != "warmup"}
+    named = {name: make(settings.num_steps) for name, make in schedules.SCHEDULES.items() if name != "warmup"}
     named.pop("scaled_linear")  # quadratic by another name
     plots.save(plots.schedules(named), asked.out / "schedules.png")
-    plots.save(plots.schedules({config.diffusion.schedule: schedule}), asked.out / "schedule.png")
-    print(f"wrote forward.png, reverse_known_x0.png, schedules.png and schedule.png into {asked.out}")
+    plots.save(plots.schedules({settings.schedule: schedule}), asked.out / "schedule.png")
+
+    beside = {name: named[name] for name in ("linear", "cosine")} | {settings.schedule: schedule}
+    plots.save(weightings.effective_weights(beside), asked.out / "weightings.png")
+    given = ", ".join(f"{name}={value:g}" for name, value in settings.weighting_args)
+    title = settings.weighting.rpartition("/")[2] + (f"({given})" if given else "")
+    plots.save(weightings.factors(schedule, k, title), asked.out / "factors.png")
+    print(
+        "wrote forward.png, reverse_known_x0.png, schedules.png, schedule.png, weightings.png and factors.png into "
+        f"{asked.out}"
+    )
 
 
 def _titles(done: Iterable[int]) -> list[str]:

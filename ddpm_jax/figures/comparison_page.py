@@ -228,8 +228,8 @@ def _gradients(comparison: Comparison) -> Iterator[Markup]:
         yield page.plot(
             "Gradients by noise level",
             figures.gradients(comparison),
-            "Norm: of the mean gradient that a bin's share of the loss sends to the parameters. Noise: how far the "
-            f"gradient of a single draw strays from it. Lines are means over seeds, bands span them. {_BINS}",
+            "Of the weighted loss at the t of each bin, after training. Norm: of the mean gradient. Noise: how far the "
+            f"gradient of a single image strays from it. Lines are means over seeds, bands span them. {_BINS}",
         )
     if comparison.cosine is not None:
         yield page.plot(
@@ -244,7 +244,8 @@ def _cost(comparison: Comparison) -> Iterator[Markup]:
     yield page.plot(
         "Steps per second",
         figures.cost(comparison),
-        "Training steps of one member, as they were measured in this run.",
+        "Training steps in a second, those of all members counted; members of a kind (the same prediction and draw of "
+        "t) share a program and its speed.",
     )
 
 

@@ -56,6 +56,7 @@ class _One:
 
 def measure(
     trained: Trained,
+    base: Config,
     variants: Sequence[sweep.Variant],
     seeds: Sequence[int],
     source: Source,
@@ -68,7 +69,7 @@ def measure(
     """The record of a comparison, of which title, command and facts are still to be told.
 
     Every network is measured with the average of its weights, on the same held-out images, t and noise, and draws from
-    the same latents. Members are numbered variant by variant, seed by seed.
+    the same latents. Members are numbered variant by variant, seed by seed; `base` is what the variants vary.
     """
     states = {id(kind): population.states_of(kind) for kind in trained.kinds}
     shape = len(variants), len(seeds)
@@ -82,7 +83,7 @@ def measure(
                 kind = next(kind for kind in trained.kinds if number in kind.members)
                 state = compare.state_of(kind, states[id(kind)], number)
                 if s == 0:
-                    of_variant.append(_variant(variant, variants[0].config, parts, state))
+                    of_variant.append(_variant(variant, base, parts, state))
                 found[v, s] = _measure(parts, state, seed, held_out, reference, edges, settings)
                 bar.update()
     steps, loss, eps_error = _curves(workdir, variants, seeds, edges)
@@ -134,21 +135,28 @@ def _floats(source: Source, num: int) -> np.ndarray:
     return pipeline.to_float(np.asarray(source.images[np.arange(num)]))
 
 
-def _variant(variant: sweep.Variant, first: Config, parts: Parts, state: State) -> Variant:
+def _variant(variant: sweep.Variant, base: Config, parts: Parts, state: State) -> Variant:
     """How the report tells a variant: its flags, and w(lambda) with what its first seed has learned."""
     settings = variant.config.diffusion
     k = parts.weighting
     if settings.learn_uncertainty:
         k = uncertainty.weighting(k, state.uncertainty)
     what = effective(parts.schedule, k, parts.draw_t, history=state.history, correct_draw=settings.correct_draw)
-    changed = records.differences(first, variant.config)
+    changed = records.differences(base, variant.config)
     return Variant(
         name=variant.name,
-        settings={f"--{name.replace('_', '-')}": str(new) for name, (_, new) in changed.items()},
+        settings={f"--{name.replace('_', '-')}": _said(new) for name, (_, new) in changed.items()},
         log_snr=np.asarray(what.log_snr),
         w=np.asarray(what.w),
         monotone=what.monotone,
     )
+
+
+def _said(value: Any) -> str:
+    """A field's value as its flag takes it."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_said, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _measure(
