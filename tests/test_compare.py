@@ -30,7 +30,7 @@ def test_it_trains_measures_and_tells_what_it_found(compared):
     workdir, done = compared
     assert done.returncode == 0, done.stderr
     verdicts = [line for line in done.stdout.splitlines() if "own.py:tilted(slope=0.3)" in line]
-    assert len(verdicts) == 3
+    assert len(verdicts) == 4
     assert all("of 2 seeds" in line for line in verdicts)
     assert f"wrote {workdir / 'report.html'}" in done.stdout
     assert [line["step"] for line in report.read(workdir)] == [2, 4]
@@ -43,7 +43,8 @@ def test_the_record_has_every_figure_of_every_member(compared):
     assert found.variants[0].settings == {}
     assert found.variants[1].settings["--diffusion.weighting-args"] == "slope 0.3"
     assert found.seeds == (0, 1)
-    assert [metric.name for metric in found.metrics] == ["bits/dim", "L_simple", "Frechet distance of pixels"]
+    names = ["bits/dim", "L_simple", "L_simple in training", "Frechet distance of pixels"]
+    assert [metric.name for metric in found.metrics] == names
     for metric in found.metrics:
         assert np.isfinite(metric.values).all()
         assert len(np.unique(metric.values)) == 4

@@ -92,7 +92,7 @@ def test_a_page_begins_with_its_verdicts_and_has_a_way_to_every_section(text):
 
 def test_figures_have_marks_and_letters_in_the_colours_of_the_page(text):
     drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(drawn) == 9
+    assert len(drawn) == 10
     for svg in drawn:
         assert svg.count("<text") > 5
         assert svg.count("<path") + svg.count("<use") > 10

@@ -7,36 +7,27 @@ left out where they aren't finite.
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ddpm_jax.evaluation.comparison import Comparison
 from ddpm_jax.evaluation.paired import Metric, differences, paired
-from ddpm_jax.figures.page import COLOURS, INK, MINUS, MUTED, PAPER, WIDTH
-
-SMALL, TEXT = 9.0, 9.5
-"""Letters, in points."""
+from ddpm_jax.figures import style
+from ddpm_jax.figures.page import INK, MINUS, MUTED
 
 MOST_POINTS, MOST_PANELS, DECADES = 60, 12, 4
 """Points of a curve over training, panels of a figure, and powers of ten that a weighting is shown over."""
-
-_MARKERS = "os^Dvp*<>h"
-_TICKS = (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)
-"""Of a logarithmic axis, in each power of ten: the fewer, the longer it is."""
 
 _HOT, _COLD = "#d1495b", "#2f7fc1"
 
 
 def weights(comparison: Comparison) -> Figure:
     """w(lambda) of each variant over its mean; dashed if it rises somewhere."""
-    figure, (axes,) = _panels(1, 3.0)
+    figure, (axes,) = style.panels(1, 3.0)
     highest = 0.0
     for i, variant in enumerate(comparison.variants):
         order = np.argsort(variant.log_snr)
@@ -48,21 +39,23 @@ def weights(comparison: Comparison) -> Figure:
             continue
         highest = max(highest, w.max())
         keep = np.unique(np.linspace(0, len(x) - 1, 200).astype(int))
-        axes.plot(x[keep], np.where(w > 0, w, np.nan)[keep], **_line(i), ls="-" if variant.monotone else (0, (5, 2)))
-    _dress(axes, "w over its mean", log=True, xlabel="log-SNR (noise on the left, data on the right)")
+        axes.plot(
+            x[keep], np.where(w > 0, w, np.nan)[keep], **style.line(i), ls="-" if variant.monotone else (0, (5, 2))
+        )
+    style.dress(axes, "w over its mean", log=True, xlabel="log-SNR (noise on the left, data on the right)")
     if highest:
         axes.set_ylim(max(axes.get_ylim()[0], highest * 10.0**-DECADES), 2 * highest)
-    _legend(figure, comparison)
+    style.legend(figure, comparison)
     return figure
 
 
 def losses(comparison: Comparison) -> Figure:
     """The training loss, a panel a variant, each on its own scale."""
-    figure, panels = _panels(len(comparison.variants), 2.1, "step")
+    figure, panels = style.panels(len(comparison.variants), 2.1, "step")
     steps, loss = _thin(comparison.steps, comparison.loss[..., None])
     for i, (variant, axes) in enumerate(zip(comparison.variants, panels, strict=True)):
-        axes.plot(steps, loss[i, :, :, 0].T, **_line(i, width=1.1))
-        _dress(axes, _wrapped(variant.name), log=True)
+        axes.plot(steps, loss[i, :, :, 0].T, **style.line(i, width=1.1))
+        style.dress(axes, _wrapped(variant.name), log=True)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
@@ -82,24 +75,24 @@ def error_against_baseline(comparison: Comparison) -> Figure:
 def bits_by_bin(comparison: Comparison) -> Figure:
     """bits/dim of each bin, and its difference to the first variant with the 95 % interval over seeds."""
     bits, centres = _measured(comparison.bits_by_bin, "bits_by_bin"), comparison.centres
-    figure, panels = _panels(1 + (len(bits) > 1), 3.1, "log-SNR")
+    figure, panels = style.panels(1 + (len(bits) > 1), 3.1, "log-SNR")
     left, right = panels[0], panels[-1]
     space = 0.75 * np.diff(comparison.edges) / max(1, len(bits) - 1)
     for i, values in enumerate(bits):
-        left.plot(centres, _mean(values, 0), **_line(i, marked=True))
+        left.plot(centres, style.mean(values, 0), **style.line(i, marked=True))
         if i:
             found = [paired(a, b) for a, b in zip(bits[0].T, values.T, strict=True)]
             mean, half = np.transpose([(each.difference, each.half_width) for each in found])
             at = centres + (i - len(bits) / 2) * space
-            right.errorbar(at, mean, yerr=np.nan_to_num(half), ls="", **_line(i, marked=True))
-    _dress(left, "bits/dim of the bin", log=False)
+            right.errorbar(at, mean, yerr=np.nan_to_num(half), ls="", **style.line(i, marked=True))
+    style.dress(left, "bits/dim of the bin", log=False)
     if len(bits) > 1:
-        _dress(right, f"difference to {comparison.variants[0].name}", log=False)
+        style.dress(right, f"difference to {comparison.variants[0].name}", log=False)
         right.axhline(0, color=INK, lw=1)
         right.set_xticks(comparison.edges, [""] * len(comparison.edges), minor=True)
         right.grid(visible=False, axis="x")
         right.grid(visible=True, axis="x", which="minor", color=MUTED, alpha=0.25, lw=0.6)
-    _legend(figure, comparison)
+    style.legend(figure, comparison)
     return figure
 
 
@@ -107,55 +100,80 @@ def gradients(comparison: Comparison) -> Figure:
     """Norm of the mean gradient of each bin's loss, and how far a draw's gradient strays from it."""
     titles = {"norm of the mean gradient": comparison.grad_norm, "noise of the gradient": comparison.grad_noise}
     given = {title: values for title, values in titles.items() if values is not None}
-    figure, panels = _panels(len(given), 3.1, "log-SNR")
+    figure, panels = style.panels(len(given), 3.1, "log-SNR")
     for axes, (title, values) in zip(panels, given.items(), strict=True):
         for i, of_variant in enumerate(values):
-            _band(axes, comparison.centres, of_variant, i, marked=True)
-        _dress(axes, title, log=True)
-    _legend(figure, comparison)
+            style.band(axes, comparison.centres, of_variant, i, marked=True)
+        style.dress(axes, title, log=True)
+    style.legend(figure, comparison)
     return figure
 
 
 def cosines(comparison: Comparison) -> Figure:
     """Cosine between the mean gradients of every two bins, a map a variant, averaged over seeds."""
-    figure, panels = _panels(len(comparison.variants), 3.0, "log-SNR")
+    figure, panels = style.panels(len(comparison.variants), 3.0, "log-SNR")
     n, edges = len(comparison.edges) - 1, comparison.edges
     ticks = np.arange(0, n + 1, max(1, math.ceil(n / 8)))
     for variant, values, axes in zip(comparison.variants, _measured(comparison.cosine, "cosine"), panels, strict=True):
-        cosine = _mean(values, 0)
+        cosine = style.mean(values, 0)
         axes.pcolormesh(np.ma.masked_invalid(cosine), cmap=_diverging(), norm=Normalize(-1, 1), edgecolors="none")
         for row, column in np.ndindex(n, n) if n <= 12 else ():
             told = _cosine(float(cosine[row, column]))
             axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", fontsize=8 if n <= 8 else 6)
-        axes.set_title(_wrapped(variant.name), fontsize=TEXT)
+        axes.set_title(_wrapped(variant.name), fontsize=style.TEXT)
         axes.set_aspect("equal")
-        axes.tick_params(labelsize=SMALL, length=2, color=MUTED)
+        axes.tick_params(labelsize=style.SMALL, length=2, color=MUTED)
         axes.set_xticks(ticks, [_signed(edges[tick]) for tick in ticks])
         axes.set_yticks(ticks, [_signed(edges[tick]) for tick in ticks])
         axes.spines[:].set_visible(False)
-    figure.supylabel("log-SNR", fontsize=SMALL)
+    figure.supylabel("log-SNR", fontsize=style.SMALL)
     return figure
 
 
 def paired_differences(comparison: Comparison) -> Figure:
     """Each metric's differences to the first variant: mean, 95 % interval, and a ring for each seed."""
     names = [variant.name for variant in comparison.variants]
-    figure, panels = _panels(len(comparison.metrics), 0.42 * (len(names) - 1) + 0.9, sharey=True)
+    figure, panels = style.panels(len(comparison.metrics), 0.42 * (len(names) - 1) + 0.9, sharey=True)
     for metric, axes in zip(comparison.metrics, panels, strict=True):
         _differences(axes, metric, names)
+    return figure
+
+
+def seeds(comparison: Comparison) -> Figure:
+    """What pairs of a seed spare: the first metric seed by seed, and each metric's deviation of the paired differences
+    over that of unpaired ones.
+    """
+    figure, (left, right) = style.panels(2, 3.0)
+    metric, names = comparison.metrics[0], [variant.name for variant in comparison.variants]
+    for i, values in enumerate(metric.values):
+        left.plot(comparison.seeds, values, **style.line(i, width=1.0, marked=True))
+    style.dress(left, f"{metric.title} of each seed", log=False, xlabel="seed")
+    left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    rows = range(1, len(names))
+    for i, each in enumerate(comparison.metrics):
+        ratios = [found.paired.ratio for found in differences(each, names)]
+        right.plot(ratios, rows, ls="", marker="os^Dv"[i % 5], ms=6, label=each.title, mfc="none", mec=INK)
+    right.axvline(1, color=INK, lw=1)
+    style.dress(right, "deviation of differences, paired over unpaired", log=False)
+    right.set_yticks(rows, names[1:])
+    right.set_ylim(len(names) - 0.5, 0.5)
+    right.set_xlim(left=0)
+    right.grid(visible=False, axis="y")
+    right.legend(frameon=False, fontsize=style.SMALL)
+    style.legend(figure, comparison)
     return figure
 
 
 def cost(comparison: Comparison) -> Figure:
     """Steps per second of each variant."""
     names, speed = [variant.name for variant in comparison.variants], np.nan_to_num(comparison.steps_per_second)
-    figure, (axes,) = _panels(1, 0.3 * len(names) + 0.3)
+    figure, (axes,) = style.panels(1, 0.3 * len(names) + 0.3)
     places = np.arange(len(names))
-    axes.barh(places, speed, height=0.65, color=[_colour(int(i)) for i in places])
+    axes.barh(places, speed, height=0.65, color=[style.colour(int(i)) for i in places])
     for place, value in zip(places, speed, strict=True):
         told = f"{value:#.3g}" if value < 100 else f"{value:,.0f}"
-        axes.annotate(told, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
-    _dress(axes, "", log=False, xlabel="steps per second")
+        axes.annotate(told, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=style.SMALL)
+    style.dress(axes, "", log=False, xlabel="steps per second")
     axes.set_yticks(places, names)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 1.1 * max(speed.max(), 1e-9))
@@ -167,15 +185,15 @@ def _differences(axes: Axes, metric: Metric, names: Sequence[str]) -> None:
     for i, found in enumerate(differences(metric, names), start=1):
         both = np.asarray(np.isfinite(metric.values[[0, i]]).all(0))
         each = metric.values[i][both] - metric.values[0][both]
-        axes.plot(each, np.full(len(each), i + 0.22), ls="", marker="o", ms=4, mfc="none", mec=_colour(i), mew=0.9)
+        axes.plot(each, np.full(len(each), i + 0.22), ls="", marker="o", ms=4, mfc="none", mec=style.colour(i), mew=0.9)
         half = np.nan_to_num(found.paired.half_width)
-        axes.errorbar(found.paired.difference, i - 0.1, xerr=half, capsize=3, **_line(i, marked=True))
+        axes.errorbar(found.paired.difference, i - 0.1, xerr=half, capsize=3, **style.line(i, marked=True))
         if not both.all():
             told, at = f"{len(both) - len(each)} of {len(both)} diverged", (1, i + 0.22 * (len(each) > 0))
             where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
-            axes.annotate(told, at, **where, fontsize=SMALL, color=MUTED)
+            axes.annotate(told, at, **where, fontsize=style.SMALL, color=MUTED)
     axes.axvline(0, color=INK, lw=1)
-    _dress(axes, metric.title, log=False, xlabel="\u2190 better" if metric.lower_is_better else "better \u2192")
+    style.dress(axes, metric.title, log=False, xlabel="\u2190 better" if metric.lower_is_better else "better \u2192")
     axes.set_yticks(range(1, len(names)), names[1:])
     axes.set_ylim(len(names) - 0.4, 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -187,87 +205,21 @@ def _by_bin(comparison: Comparison, steps: np.ndarray, values: np.ndarray, *, lo
     measured = np.isfinite(values).any((0, 1, 2))
     bins = np.flatnonzero(measured | ~measured.any())
     bins = bins[np.unique(np.linspace(0, len(bins) - 1, min(MOST_PANELS, len(bins))).astype(int))]
-    figure, panels = _panels(len(bins), 2.1, "step", most=3 if len(bins) <= 9 else 4)
+    figure, panels = style.panels(len(bins), 2.1, "step", most=3 if len(bins) <= 9 else 4)
     for axes, k in zip(panels, bins, strict=True):
         for i, of_variant in enumerate(values):
-            _band(axes, steps, of_variant[:, :, k], i)
+            style.band(axes, steps, of_variant[:, :, k], i)
         low, high = comparison.edges[k : k + 2]
-        _dress(axes, f"log-SNR {_signed(low)} to {_signed(high)}", log=log)
+        style.dress(axes, f"log-SNR {_signed(low)} to {_signed(high)}", log=log)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend(figure, comparison)
+    style.legend(figure, comparison)
     return figure
-
-
-def _panels(number: int, height: float, xlabel: str = "", most: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A new figure of so many axes in rows of at most `most`, each row `height` inches high, over one label."""
-    columns = min(number, most)
-    rows = math.ceil(number / columns)
-    figure = Figure(figsize=(WIDTH, height * rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06))
-    grid = [*figure.subplots(rows, columns, squeeze=False, **options).flat]
-    for axes in grid[number:]:
-        axes.remove()
-    figure.supxlabel(xlabel, fontsize=SMALL)
-    return figure, grid[:number]
-
-
-def _dress(axes: Axes, title: str, *, log: bool, xlabel: str = "") -> None:
-    axes.set_title(title, fontsize=TEXT)
-    axes.set_xlabel(xlabel, fontsize=SMALL)
-    axes.tick_params(labelsize=SMALL, length=3, color=MUTED)
-    axes.grid(color=MUTED, alpha=0.25, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    low, high = axes.dataLim.intervaly
-    if log and 0 < 3 * low < high < math.inf:  # a shorter axis has better ticks as it is
-        axes.set_yscale("log", nonpositive="mask")
-        decades = math.log10(high / low)
-        axes.yaxis.set_major_locator(LogLocator(subs=_TICKS[int(decades > 0.7) + int(decades > 2)]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-
-
-def _legend(figure: Figure, comparison: Comparison) -> None:
-    """The names, once for the whole figure, above it."""
-    entries = [Line2D([], [], **_line(i, marked=True)) for i in range(len(comparison.variants))]
-    names = [variant.name for variant in comparison.variants]
-    columns = min(len(names), max(1, 118 // (max(map(len, names)) + 9)))  # a figure is about 118 letters wide
-    figure.legend(entries, names, loc="outside upper left", ncols=columns, frameon=False, fontsize=SMALL)
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns))
-
-
-def _colour(i: int) -> str:
-    return [INK, *COLOURS][i and (i - 1) % len(COLOURS) + 1]
-
-
-def _line(i: int, *, width: float = 1.5, marked: bool = False) -> dict[str, Any]:
-    """How variant i is drawn."""
-    marker = {"marker": _MARKERS[i % len(_MARKERS)], "ms": 6, "mec": PAPER, "mew": 0.5} if marked else {}
-    return {"color": _colour(i), "lw": width, **marker}
-
-
-def _band(axes: Axes, x: np.ndarray, values: np.ndarray, i: int, *, marked: bool = False) -> None:
-    """Mean over seeds of values [S, P], and the span of the seeds."""
-    axes.plot(x, _mean(values, 0), **_line(i, marked=marked))
-    if len(values) > 1:
-        finite = np.isfinite(values)
-        low, high = np.where(finite, values, np.inf).min(0), np.where(finite, values, -np.inf).max(0)
-        axes.fill_between(x, low, high, where=finite.any(0), color=_colour(i), alpha=0.16, lw=0)
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Of what is finite; NaN where nothing is."""
-    finite = np.isfinite(values)
-    count = finite.sum(axis)
-    total = np.where(finite, values, 0).sum(axis, dtype=np.float64)
-    return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values [V, S, K, n] as means over at most MOST_POINTS windows of steps: [P] and [V, S, P, n]."""
     windows = np.array_split(np.arange(len(steps)), min(len(steps), MOST_POINTS))
-    means = [_mean(values[:, :, window], 2) for window in windows]
+    means = [style.mean(values[:, :, window], 2) for window in windows]
     return np.array([np.mean(steps[window]) for window in windows]), np.stack(means, axis=2)
 
 

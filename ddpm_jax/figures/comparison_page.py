@@ -138,6 +138,14 @@ def _differences(comparison: Comparison) -> Iterator[Markup]:
         ]
         sense = "lower is better" if metric.lower_is_better else "higher is better"
         yield page.table(f"{metric.title}: difference to {baseline}; {sense}.", head, rows)
+    if len(comparison.seeds) > 1:
+        yield page.plot(
+            "What common random numbers spare",
+            figures.seeds(comparison),
+            f"Left, {comparison.metrics[0].title} of each seed: where lines run side by side, a seed is kind or unkind "
+            "to all variants alike. Right, how far differences within a seed deviate, as a part of how far they would "
+            "between separate runs.",
+        )
     yield _spared([d.paired.ratio for _, each in found for d in each])
 
 

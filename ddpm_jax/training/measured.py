@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ from ddpm_jax import nets, records
 from ddpm_jax.config import Config, Sampling
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.record import Source
-from ddpm_jax.diffusion import bins, uncertainty
+from ddpm_jax.diffusion import bins, schedules, uncertainty
 from ddpm_jax.diffusion.weightings import effective
 from ddpm_jax.evaluation import by_bin, frechet
 from ddpm_jax.evaluation.comparison import Comparison, Variant
@@ -101,6 +102,8 @@ def measure(
         of("bits/dim", lambda one: one.bound.bits_per_dim, lambda one: one.bound.standard_error, unit="bits/dim"),
         of("L_simple", lambda one: one.bound.simple, lambda one: one.bound.simple_error, unit=""),
     ]
+    share = np.bincount(bins.of_steps(schedules.build(variants[0].config.diffusion), jnp.asarray(edges)), minlength=len(edges) - 1)
+    metrics.append(_in_training(eps_error, share / share.sum()))
     if settings.num_samples:
         metrics.append(of("Frechet distance of pixels", lambda one: one.frechet, unit=""))
     shown = min(settings.shown, settings.num_samples)
@@ -125,6 +128,18 @@ def measure(
         cosine=None if stacked is None else stacked.cosine,
         samples=np.array([[one.samples[:shown] for one in row] for row in found]) if shown else None,
     )
+
+
+def _in_training(eps_error: np.ndarray, share: np.ndarray) -> Metric:
+    """L_simple on training images, over the last tenth of the log; `share` [n] of the steps that each bin has.
+
+    Every member of a seed has met the same images, t and noise there, so that the differences of few seeds tell much.
+    """
+    last = eps_error[:, :, -max(1, eps_error.shape[2] // 10) :]
+    seen = np.isfinite(last)
+    mean = np.where(seen, last, 0).sum(axis=2) / np.where(seen.any(axis=2), seen.sum(axis=2), np.nan)
+    values = np.nansum(mean * share, axis=2) / np.where(np.isfinite(mean), share, 0).sum(axis=2)
+    return Metric(name="L_simple in training", unit="", lower_is_better=True, values=values)
 
 
 def _table(found: np.ndarray, get: Any) -> np.ndarray:
