@@ -77,4 +77,5 @@ def comparison(variants: int = 6, seeds: int = 3, *, bins: int = 8, names: tuple
         grad_noise=np.exp(1 - centres / 8 + chance(0.1, bins)).astype(np.float32),
         cosine=((cosine + cosine.swapaxes(-1, -2)) / 2).astype(np.float32),
         samples=rng.integers(0, 256, (*shape, 8, 8, 8, 1)).astype(np.uint8),
+        skipped=np.zeros(shape, np.int64),
     )

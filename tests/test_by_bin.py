@@ -54,6 +54,57 @@ def test_the_standard_error_is_the_deviation_over_keys():
     assert 0.6 < np.mean([one.standard_error for one in found]) / deviation < 1.7
 
 
+def test_the_decoders_bits_count_once_however_few_t_are_drawn():
+    """A pair for every four steps: t = 0, with bits of its own kind, would be missed or counted for four."""
+    schedule, keys = schedules.cosine(1000), jax.random.split(KEY, 6)
+    whole = bound.bits_per_dim(jax.random.key(5), schedule, GUESS, jnp.asarray(IMAGES))
+    total, decoder = float(whole.total.mean()), float(whole.distortion.mean())
+    edges = np.asarray(bins.edges(schedule, 1))
+    for key in keys:
+        found = by_bin.measure(key, schedule, GUESS, read, len(IMAGES), edges=edges, of_each=250, batch_size=250)
+        assert abs(found.bits_per_dim - total) < 4 * found.standard_error
+        assert 4 * found.standard_error < decoder
+
+
+def test_t_0_alone_in_its_bin_is_all_of_it():
+    """With the image known, and the posterior's variance, no step but the last costs anything."""
+    schedule, grey = schedules.cosine(50), np.full((1, 2, 2, 1), 1 / 255, np.float32)
+    known = jax.tree_util.Partial(lambda level, x_t, time: jnp.full_like(x_t, level), jnp.float32(1 / 255))
+    told = {"prediction": "x0", "variance": "small"}
+    edges = np.array([-12, (schedule.log_snr[0] + schedule.log_snr[1]) / 2, 12])
+    one = by_bin.measure(KEY, schedule, known, lambda rows: (grey[0 * rows], None), 1, edges=edges, of_each=2, **told)
+    bits = float(bound.bits_per_dim(KEY, schedule, known, jnp.asarray(grey), **told).distortion[0])
+    assert bits > 0.5
+    np.testing.assert_allclose(one.bits, [0, bits], rtol=1e-5, atol=1e-4)
+
+
+def test_every_bin_sees_all_kinds_of_a_sorted_set_and_none_twice():
+    """A batch is a bin's pairs here, or those of t = 0: rows come from anywhere, and don't rise with t."""
+    seen: dict[int, list[np.ndarray]] = {4: [], 5: []}
+    for seed, batches in seen.items():
+        for _ in range(2):
+
+            def rows_kept(rows: np.ndarray, kept: list[np.ndarray] = batches):
+                kept.append(rows)
+                return IMAGES[rows], None
+
+            key = jax.random.key(seed)
+            by_bin.measure(key, SCHEDULE, GUESS, rows_kept, 40, edges=EDGES, of_each=20, batch_size=20)
+    drawn = np.array(seen[4][:6])
+    assert all(len({*rows}) == 20 for rows in drawn)
+    assert (abs((drawn < 20).mean(axis=1) - 0.5) < 0.4).all()
+    assert max(abs(np.corrcoef(np.arange(20), rows)[0, 1]) for rows in drawn) < 0.7
+    assert np.bincount(drawn.ravel(), minlength=40).tolist() == [3] * 40
+    np.testing.assert_array_equal(seen[4][7:13], drawn)  # the same for the next network
+    assert (seen[5][0] != drawn[0]).any()
+
+
+def test_a_network_that_is_lost_has_no_bound():
+    lost = jax.tree_util.Partial(GUESS.func, jnp.float32(np.nan))
+    found = by_bin.measure(KEY, SCHEDULE, lost, read, len(IMAGES), edges=EDGES, of_each=20)
+    assert np.isnan([found.bits_per_dim, found.simple, *found.bits]).all()
+
+
 @pytest.mark.parametrize("batch_size", [7, 64])
 def test_batches_and_devices_change_nothing(batch_size):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -79,6 +79,10 @@ def test_an_exported_member_is_a_run(compared):
         (["--num-samples", "1"], "--num-samples must be 0, or at least 2"),
         (["--pairs", "1"], "--pairs must be at least 2, got 1"),
         (["--weigthings", "simple"], "--weightings"),
+        (["--weightings", "simple", "--weightings", "p2"], "--weightings takes all its values at once.*2 times"),
+        (["--weightings", "simple"], "at least two variants"),
+        (["--weightings", "simple", "p2", "--held-out", "tset"], "--held-out tset: .*'test'"),
+        (["--weightings", "simple", "p2", "--bins", "1000"], "--bins must be at most 100"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(more, told):

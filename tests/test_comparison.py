@@ -36,6 +36,8 @@ def written(folder):
     given = made_up.comparison(2, 3)
     given.eps_error[0, 1, 3:] = np.nan
     given.metrics[0].values[1] = [np.inf, -np.inf, 1e-30]
+    given.steps_per_second[1] = np.nan
+    given.skipped[1, 2] = 37
     comparison.write(given, folder)
     return given
 
@@ -43,10 +45,20 @@ def written(folder):
 def test_a_comparison_is_read_as_it_was_written(tmp_path):
     given = written(tmp_path)
     assert same(comparison.read(tmp_path), given)
-    bare = dataclasses.replace(given, samples=None, cosine=None, grad_norm=None, grad_noise=None, bits_by_bin=None)
+    fields = ("samples", "cosine", "grad_norm", "grad_noise", "bits_by_bin", "skipped")
+    bare = dataclasses.replace(given, **dict.fromkeys(fields))
     comparison.write(bare, tmp_path)
     assert same(comparison.read(tmp_path), bare)
     assert not same(bare, given)
+
+
+def test_a_file_that_tells_of_no_skipped_steps_is_read(tmp_path):
+    given = written(tmp_path)
+    path = tmp_path / "results.json"
+    plain = json.loads(path.read_text())
+    assert plain.pop("skipped") == [[0, 0, 0], [0, 0, 37]]
+    path.write_text(json.dumps(plain))
+    assert same(comparison.read(tmp_path), dataclasses.replace(given, skipped=None))
 
 
 def test_results_are_json_that_any_reader_takes(tmp_path):
@@ -79,6 +91,7 @@ def test_tables_have_a_line_for_every_member_pair_and_bin(tmp_path):
         (lambda plain: plain.update(edges=[1, 0]), "edges must be two or more and rise"),
         (lambda plain: plain.update(seeds=[0, 0, 1]), "seeds must be at least one and differ, got 0, 0, 1"),
         (lambda plain: plain.update(steps_per_second=[1]), r"steps_per_second must have shape \(2,\), got \(1,\)"),
+        (lambda plain: plain.update(skipped=[1]), r"skipped must have shape \(2, 3\), got \(1,\)"),
         (lambda plain: plain.update(variants=3), "TypeError"),
         (lambda plain: plain.update(metrics=[3]), "AttributeError"),
     ],
@@ -141,6 +154,8 @@ def test_a_member_that_diverged_is_told_and_not_averaged():
     assert found.difference == pytest.approx(-0.15)
     told = verdict(BITS, "a", "b", found)
     assert told.startswith("b diverged in 2 of 4 seeds, a in 1; over the 2 seeds left: no difference seen")
+    alone = paired(np.array([3.0]), np.array([np.nan]))
+    assert verdict(BITS, "a", "b", alone) == "b diverged in 1 of 1 seed, a in 0: no seed is left to compare"
     none = paired(np.array([3.0, 3.1]), np.array([np.nan, np.inf]))
     assert math.isnan(none.difference)
     assert verdict(BITS, "a", "b", none) == "b diverged in 2 of 2 seeds, a in 0: no seed is left to compare"

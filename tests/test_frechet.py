@@ -60,6 +60,32 @@ def test_identical_sets_are_at_distance_zero(n):
     assert frechet.frechet_distance(x, x) < 1e-10
 
 
+@pytest.mark.parametrize("n", [2, 7, 30])
+@pytest.mark.parametrize("rank", [1, 4, 12])
+def test_few_samples_of_many_features_are_measured_as_their_covariances_are(n, rank):
+    """Products of samples in place of covariances of features: also where both sets lie in few directions."""
+    rng = _rng()
+    x, y = rng.normal(size=(n, rank)) @ rng.normal(size=(rank, 40)), rng.normal(size=(n + 3, rank)) + 1
+    y = y @ rng.normal(size=(rank, 40))
+    expected = frechet.frechet(*frechet.moments(x), *frechet.moments(y))
+    assert frechet.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_features_that_are_always_0_change_nothing():
+    """They make the number of features exceed that of samples, which takes another way to the same distance."""
+    rng = _rng()
+    x, y = rng.normal(size=(50, 6)), rng.normal(0.2, 2, size=(60, 6))
+    wide = [np.pad(each, [(0, 0), (0, 100)]) for each in (x, y)]
+    assert frechet.frechet_distance(*wide) == pytest.approx(frechet.frechet_distance(x, y), rel=1e-10)
+
+
+def test_large_images_need_no_covariance():
+    """196,608 features: a covariance of theirs would take 309 GB. A shift adds its square."""
+    x = _rng().normal(size=(4, 256, 256, 3)).astype(np.float32)
+    assert frechet.frechet_distance(x, x + np.float32(0.5)) == pytest.approx(0.25 * 256 * 256 * 3, rel=1e-5)
+    assert frechet.with_floor(x, x, x).distance < 1e-6
+
+
 def test_symmetric():
     rng = _rng()
     x, y = rng.normal(size=(30, 5)), rng.normal(1, 2, size=(40, 5))
@@ -108,6 +134,8 @@ def test_errors_name_the_argument():
         frechet.frechet_distance(x, np.zeros((1, 3)))
     with pytest.raises(ValueError, match="y must be finite, got NaN or infinity in 12 of 12"):
         frechet.frechet_distance(x, np.full((4, 3), np.nan))
+    with pytest.raises(ValueError, match="x must be finite, got NaN or infinity in 1 of 20"):
+        frechet.frechet_distance(np.where(np.arange(20) == 3, np.nan, 0.0).reshape(2, 10), np.zeros((2, 10)))
     with pytest.raises(ValueError, match="held_out must hold samples of the shape of train's"):
         frechet.with_floor(x, x, np.zeros((4, 2)))
     with pytest.raises(ValueError, match=r"cov2 must have shape \(2, 2\)"):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ddpm_jax.evaluation.paired import paired
 from ddpm_jax.figures import comparison as figures
-from ddpm_jax.figures import page
+from ddpm_jax.figures import page, verdicts
 from ddpm_jax.figures.comparison_page import comparison_page
 
 BINS = 4
@@ -106,10 +106,13 @@ def test_names_are_text_and_never_markup():
     names = ("<script>alert(1)</script>", 'R&D "<b>"')
     given = made_up.comparison(2, 1, bins=BINS, names=names)
     given = dataclasses.replace(
-        given, title="<i>", facts={"<u>": "<s>"}, command="a < b && c", cosine=None, grad_norm=None, grad_noise=None
+        given, title="<i>", facts={"<u>": "<s>"}, command="a < b && c", cosine=None, grad_noise=None
     )
     given.eps_error[:] = np.nan
+    given.variants[1].settings["--diffusion.learn-uncertainty"] = "True"
     reader = Reader(comparison_page(given))
+    assert "Where an uncertainty is learned, the loss is taken before it is divided by that." in reader.text
+    assert "2 variants on 1 seed, compared" in reader.text
     tags = {tag for tag, _ in reader.tags}
     assert not tags & {"i", "u", "s"}
     assert len(reader.named("script")) == 1
@@ -121,10 +124,55 @@ def test_names_are_text_and_never_markup():
 def test_what_was_not_measured_has_no_section():
     given = made_up.comparison(1, 1, bins=BINS)
     bare = dict.fromkeys(("bits_by_bin", "grad_norm", "grad_noise", "cosine", "samples"))
-    text = comparison_page(dataclasses.replace(given, **bare, metrics=(), eps_error=given.eps_error * np.nan))
+    lost = {"metrics": (), "eps_error": given.eps_error * np.nan, "steps_per_second": given.steps_per_second * np.nan}
+    text = comparison_page(dataclasses.replace(given, **bare, **lost))
     titles = re.findall(r"<h2[^>]*>([^<]*)</h2>", text)
-    assert titles == ["Verdicts", "Weights", "Error over training", "Cost", "What was run"]
+    assert titles == ["Verdicts", "Weights", "Error over training", "What was run"]
+    assert "1 variant on 1 seed, compared" in text
     assert "There is nothing to compare" in text
+
+
+def test_steps_that_were_skipped_are_told_with_the_verdicts():
+    skipped = COMPARISON.skipped.copy()
+    skipped[1, 1], skipped[2, 0] = 37, 1
+    told = Reader("".join(verdicts.verdicts(dataclasses.replace(COMPARISON, skipped=skipped)))).text
+    why = "whose loss or gradient was not finite: its figures are of an unstable run."
+    assert f"min_snr(gamma=5), seed 1 skipped 37 steps {why}" in told
+    assert f"p2(k=1,gamma=1), seed 0 skipped 1 step {why}" in told
+    for none in (COMPARISON.skipped, None):
+        assert "unstable" not in "".join(verdicts.verdicts(dataclasses.replace(COMPARISON, skipped=none)))
+
+
+def test_what_pairs_spare_is_told_by_metric(text):
+    """Half the deviation takes a quarter of the seeds; the ratios are those of the pairs."""
+    table = re.search(r"<table(?:(?!</table>).)*as many seeds.*?</table>", text, re.DOTALL).group()
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[2:]]
+    assert [row[0].strip() for row in rows] == [metric.title for metric in COMPARISON.metrics]
+    for metric, (_, ratio, times, number) in zip(COMPARISON.metrics, rows, strict=True):
+        known = [paired(metric.values[0], values).ratio for values in metric.values[1:]]
+        assert float(ratio) == pytest.approx(np.median(known), rel=0.06)
+        assert float(times) == pytest.approx(np.median(known) ** -2, rel=0.06)
+        assert int(number) == 2
+    assert "Over 2 seeds a deviation is known to about 71 % of itself" in text
+
+
+def test_a_gradient_that_noise_hides_is_a_gap_and_not_a_small_one(text):
+    norm = COMPARISON.grad_norm.copy()
+    norm[0, :, 1], norm[1, 0, 2] = 0, 0
+    axes = figures.gradients(dataclasses.replace(COMPARISON, grad_norm=norm)).axes[0]
+    first, second, _ = (line.get_ydata() for line in axes.lines)
+    np.testing.assert_array_equal(np.isnan(first), [False, True, False, False])
+    assert second[2] == pytest.approx(norm[1, 1, 2])
+    assert "A gap: noise hides the gradient" in text
+    assert "an uncertainty is learned" not in text
+
+
+def test_a_speed_that_was_not_measured_has_no_bar():
+    speeds = np.array([30, np.nan, 20], np.float32)
+    axes = figures.cost(dataclasses.replace(COMPARISON, steps_per_second=speeds)).axes[0]
+    assert [told.get_text() for told in axes.texts] == ["30.0", "20.0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [v.name for v in COMPARISON.variants]
+    assert axes.get_xlim() == (0, pytest.approx(33))
 
 
 def test_two_sections_of_one_address_are_refused():

@@ -9,9 +9,8 @@ import dataclasses
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -21,7 +20,8 @@ from ddpm_jax.config import Config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Compare variants of a run, seed by seed."""
+    """Compare variants of a run, seed by seed. Of the preset's run settings those of log and checkpoints count: there
+    are no previews, a step is a dispatch, and a step whose loss isn't finite is skipped and told."""
 
     workdir: flags.Place
     """The comparison's folder, of this machine or gs://BUCKET/NAME."""
@@ -69,25 +69,24 @@ def main(args: list[str]) -> None:
     config = flags.load_preset(preset)
     default = Flags(workdir=Path("runs") / f"compare_{Path(preset).stem}", config=config)
     asked = flags.parse(Flags, rest, prog=f"compare {preset}", default=default)
-    _check(asked)
+    _check(asked, rest)
+    import joblib
+
     # One member to a core: XLA runs two small steps on two cores faster than each step on both.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(_cores()))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))  # those that a container grants
     _compare(asked, preset, "python -m ddpm_jax.cli.compare " + shlex.join(args))
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    known = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(known(0)) if known else os.cpu_count() or 1
-
-
-def _check(asked: Flags) -> None:
+def _check(asked: Flags, args: list[str]) -> None:
     least = {"seeds": 1, "bins": 1, "pairs": 2, "num_samples": 0, "shown": 0, "sample_steps": 1, "at_once": 0}
     for name, low in least.items():
         if getattr(asked, name) < low:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(asked, name)}")
     if asked.num_samples == 1:
         raise ValueError("--num-samples must be 0, or at least 2 for a Frechet distance, got 1")
+    for name in ("weightings", "predictions", "schedules", "draws"):
+        if (times := args.count(f"--{name}")) > 1:
+            raise ValueError(f"--{name} takes all its values at once, and was given {times} times")
 
 
 def _compare(asked: Flags, preset: str, command: str) -> None:
@@ -96,11 +95,9 @@ def _compare(asked: Flags, preset: str, command: str) -> None:
 
     from ddpm_jax import data
     from ddpm_jax.diffusion import bins, schedules
-    from ddpm_jax.evaluation import comparison, paired
-    from ddpm_jax.figures import comparison_page, page
-    from ddpm_jax.training import compare, measured, population, sweep
+    from ddpm_jax.evaluation import paired
+    from ddpm_jax.training import checks, compare, layout, measured, population_gradients, sweep
 
-    begin = time.perf_counter()
     found = sweep.variants(
         asked.config,
         weightings=asked.weightings,
@@ -108,47 +105,66 @@ def _compare(asked: Flags, preset: str, command: str) -> None:
         schedules=asked.schedules,
         draws=asked.draws,
     )
+    if len(found) < 2:
+        raise ValueError("a comparison takes at least two variants: --weightings simple 'min_snr(gamma=5)', for one")
     seeds = tuple(range(asked.config.seed, asked.config.seed + asked.seeds))
     members = [
         compare.Named(name=compare.name_of(variant.name, seed), config=dataclasses.replace(variant.config, seed=seed))
         for variant in found
         for seed in seeds
     ]
-    source = data.load(asked.config.data)
-    held_out = data.load(dataclasses.replace(asked.config.data, split=asked.held_out))
-    edges = np.asarray(bins.edges(schedules.build(found[0].config.diffusion), asked.bins))
-    layout = population.layout_of(
+    how = layout.layout_of(
         jax.default_backend(), arrangement=asked.arrangement, at_once=asked.at_once, devices=jax.device_count()
     )
-    trained = compare.train(members, source, asked.workdir, layout=layout, edges=edges)
-    if trained.step < asked.config.steps:
+    source = data.load(asked.config.data)
+    try:
+        held_out = data.load(dataclasses.replace(asked.config.data, split=asked.held_out))
+    except ValueError as error:
+        raise ValueError(f"--held-out {asked.held_out}: {error}") from None
+    edges = np.asarray(bins.edges(schedules.build(found[0].config.diffusion), asked.bins))
+    if asked.bins > checks.MOST_BINS or not (np.diff(edges) > 0).all():
+        raise ValueError(
+            f"--bins must be at most {checks.MOST_BINS}, of a schedule of at least 2 noise levels, got {asked.bins} of "
+            f"{asked.config.diffusion.num_steps}"
+        )
+    trained = compare.train(members, source, asked.workdir, layout=how, edges=edges)
+    if trained.stopped:
         print(f"{asked.workdir} was asked to stop, and is saved at step {trained.step}; the same command goes on")
         return
+    if asked.export:
+        compare.export(trained, members, asked.workdir)
     settings = measured.Settings(
         pairs=asked.pairs, num_samples=asked.num_samples, shown=asked.shown, sample_steps=asked.sample_steps
     )
-    gradients = None
-    if asked.gradients:
-        configs = [member.config for member in members]
-        gradients = compare.gradient_statistics(trained, configs, source, layout, edges=edges)
-    result = measured.measure(
-        trained, asked.config, found, seeds, source, held_out, asked.workdir, edges, settings, gradients
-    )
+    result = measured.measure(trained.kinds, asked.config, found, seeds, held_out, asked.workdir, edges, settings)
     result = dataclasses.replace(
         result,
-        title=f"{preset}: {len(found)} variants, {len(seeds)} seeds, {asked.config.steps} steps",
+        title=f"{preset}: {_count(len(found), 'variant')}, {_count(len(seeds), 'seed')}, {trained.step} steps",
         command=command,
-        facts=measured.facts(asked.config, preset, layout, trained, time.perf_counter() - begin),
+        facts=measured.facts(asked.config, preset, trained.kinds, settings, asked.held_out),
     )
-    comparison.write(result, asked.workdir)
-    page.write(asked.workdir / "report.html", comparison_page.comparison_page(result))
-    if asked.export:
-        compare.export(trained, members, asked.workdir)
+    _write(result, asked.workdir)
+    if asked.gradients:
+        configs = [member.config for member in members]
+        stats = population_gradients.statistics(trained.kinds, configs, source, how, edges=edges)
+        result = measured.with_gradients(result, stats)
+        _write(result, asked.workdir)
     for metric in result.metrics:
-        names = [variant.name for variant in result.variants]
-        for difference in paired.differences(metric, names):
+        for difference in paired.differences(metric, [variant.name for variant in result.variants]):
             print(difference.verdict)
     print(f"wrote {asked.workdir / 'report.html'}")
+
+
+def _write(result: Any, workdir: flags.Place) -> None:
+    from ddpm_jax.evaluation import comparison
+    from ddpm_jax.figures import comparison_page, page
+
+    comparison.write(result, workdir)
+    page.write(workdir / "report.html", comparison_page.comparison_page(result))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def _order(num_images: int, seed: int, first: int, count: int) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _epoch(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """One epoch's permutation: 1 ms for 60,000 images, once an epoch.
 

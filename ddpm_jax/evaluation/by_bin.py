@@ -1,8 +1,11 @@
 """The bound and the error of eps, noise level by noise level: where a network is good and where it isn't.
 
-Of each bin of log-SNR equally many t are drawn, spread evenly over the bin's steps, each with an image and noise of its
-own that depend on its number only: two networks that are measured alike differ in themselves and in nothing else. A
+Of each bin of log-SNR equally many t are drawn, spread evenly over the bin's steps, each with an image and noise that
+depend on the key and its number only: two networks that are measured alike differ in themselves and in nothing else. A
 bin's share of the bound is its number of steps times the mean of L_t; the shares and the prior add up to bits/dim.
+
+The term of t = 0 is the decoder's and far larger than its neighbours', so that few t would miss it or count it for
+many. It is drawn by itself, as often as the rest of its bin.
 """
 
 import dataclasses
@@ -33,13 +36,17 @@ class ByBin:
     """Of n bins of log-SNR, and over all of them."""
 
     bits: np.ndarray
-    """The bins' shares of the bound, bits/dim [n]; 0 for a bin without steps."""
+    """The bins' shares of the bound, bits/dim [n]; 0 for a bin without steps, NaN where the network's output is."""
     eps_error: np.ndarray
     """Mean squared error of eps [n]; NaN for a bin without steps."""
     bits_per_dim: float
     """The bound: the sum of the shares and the prior."""
     standard_error: float
-    """Of bits_per_dim: images and noise."""
+    """Of bits_per_dim: images and noise, every pair taken as independent.
+
+    With more pairs than images the same image stands in several bins. If its terms rise and fall together, the error
+    over new images is larger than this; over the images of this set alone it is smaller.
+    """
     simple: float
     """L_simple, the mean over all t of the error of eps (Ho et al. 2020, Eq. 14)."""
     simple_error: float
@@ -60,10 +67,13 @@ def measure(
     variance: str = "large",
     sharding: Sharding | None = None,
 ) -> ByBin:
-    """Draw `of_each` pairs of image and t in each bin and average over them.
+    """Draw `of_each` pairs of image and t in each bin, and as many at t = 0, and average over them.
+
+    Images come in an order of the key's, all of them before any comes again, and in each bin in another one: a bin sees
+    an image twice only if the set has fewer than the bin has pairs, and t says nothing about the image.
 
     Args:
-        key: of the noise and of which t.
+        key: of the noise, of which t and of which image.
         denoise: the network, a pytree; it gets the labels int [B] as a third argument if there are any.
         read: read(rows int [B]) -> images [B, ...] in [-1, 1], and labels or None; rows in 0 .. num_images - 1.
         edges: of the bins, rising [n + 1]; see `bins.edges`.
@@ -77,34 +87,46 @@ def measure(
     if of_each < 2:
         raise ValueError(f"of_each must be at least 2 for a standard error, got {of_each}")
     number = len(edges) - 1
+    key_t, key_images, key_eps = jax.random.split(key, 3)
     bin_of = np.asarray(bins.of_steps(schedule, jnp.asarray(edges)))
-    key_t, key_eps = jax.random.split(key)
-    places = (np.arange(of_each) + np.asarray(jax.random.uniform(key_t, (number, 1)))) / of_each
-    own = [np.flatnonzero(bin_of == i) for i in range(number)]
-    filled = [i for i in range(number) if len(own[i])]
-    t = np.concatenate([own[i][(places[i] * len(own[i])).astype(int)] for i in filled])
+    later = np.arange(len(bin_of)) > 0
+    rest = [np.flatnonzero((bin_of == i) & later) for i in range(number)]
+    strata = [*(steps for steps in rest if len(steps)), np.array([0])]  # t = 0 after the rest of its bin
+    of_bin, size = np.array([(bin_of[steps[0]], len(steps)) for steps in strata]).T
+    places = (np.arange(of_each) + np.asarray(jax.random.uniform(key_t, (len(strata), 1)))) / of_each
+    t = np.concatenate([steps[(place * len(steps)).astype(int)] for steps, place in zip(strata, places, strict=True)])
+    order, rows = _rows(key_images, num_images, len(strata), of_each)
     told = {"prediction": prediction, "variance": variance}
-    terms, errors = _of_pairs(key_eps, schedule, denoise, read, num_images, t, batch_size, told, sharding)
-    counts = np.array([len(steps) for steps in own], np.float64)
+    terms, errors = _of_pairs(key_eps, schedule, denoise, read, rows, t, batch_size, told, sharding)
 
-    def by_bin(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, error = np.full((2, number), np.nan)
-        for i, of_bin, where in zip(filled, values.reshape(-1, of_each), t.reshape(-1, of_each), strict=True):
-            mean[i], error[i] = _mean_over_steps(of_bin, where)
-        return mean, error
+    def sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Over the steps of each stratum, and their standard errors."""
+        pairs = zip(values.reshape(-1, of_each), t.reshape(-1, of_each), strict=True)
+        return size * np.transpose([_mean_over_steps(found, where) for found, where in pairs])
 
-    (bits, bits_error), (eps_error, eps_error_error) = by_bin(terms), by_bin(errors)
-    images, _ = read(np.arange(min(num_images, of_each)))
+    (bits, bits_error), (eps_error, eps_error_error) = sums(terms), sums(errors)
+    shares, of_eps, counts = (np.bincount(of_bin, each, minlength=number) for each in (bits, eps_error, size))
+    images, _ = read(order[:of_each])
     prior = float(np.mean(bound.prior_kl(schedule, jnp.asarray(images))))
-    parts = counts / counts.sum()
     return ByBin(
-        bits=np.nan_to_num(counts * bits),
-        eps_error=eps_error,
-        bits_per_dim=float(np.nansum(counts * bits) + prior),
-        standard_error=float(np.sqrt(np.nansum((counts * bits_error) ** 2))),
-        simple=float(np.nansum(parts * eps_error)),
-        simple_error=float(np.sqrt(np.nansum((parts * eps_error_error) ** 2))),
+        bits=shares,
+        eps_error=np.divide(of_eps, counts, out=np.full(number, np.nan), where=counts > 0),
+        bits_per_dim=float(shares.sum() + prior),
+        standard_error=float(np.linalg.norm(bits_error)),
+        simple=float(eps_error.sum() / len(bin_of)),
+        simple_error=float(np.linalg.norm(eps_error_error) / len(bin_of)),
     )
+
+
+def _rows(key: jax.Array, num_images: int, strata: int, of_each: int) -> tuple[np.ndarray, np.ndarray]:
+    """The set's rows in an order that the key decides [num_images], and those of every pair [strata * of_each].
+
+    Each stratum goes on in that order where the one before it ended, and shuffles what it got.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    order = rng.permutation(num_images)
+    dealt = order[np.arange(strata * of_each) % num_images]
+    return order, rng.permuted(dealt.reshape(strata, of_each), axis=1).ravel()
 
 
 def _mean_over_steps(values: np.ndarray, t: np.ndarray) -> tuple[float, float]:
@@ -128,18 +150,18 @@ def _of_pairs(
     schedule: Schedule,
     denoise: Denoiser,
     read: Read,
-    num_images: int,
+    rows: np.ndarray,
     t: np.ndarray,
     batch_size: int,
     told: dict[str, str],
     sharding: Sharding | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """L_t in bits/dim and the error of eps of each pair, [N] each; pair i is image i (modulo their number) at t[i]."""
+    """L_t in bits/dim and the error of eps of each pair, [N] each; pair i is the image rows[i] at t[i]."""
     terms, errors = [], []
     for first in range(0, len(t), batch_size):
         # The last batch repeats its last pair, so that one compilation serves all.
         pairs = np.minimum(np.arange(first, first + batch_size), len(t) - 1)
-        images, labels = read(pairs % num_images)
+        images, labels = read(rows[pairs])
         batch = (pairs, t[pairs].astype(np.int32), images, *(() if labels is None else (labels,)))
         batch = jax.device_put(batch) if sharding is None else spread(batch, sharding)
         kept = min(batch_size, len(t) - first)

@@ -72,6 +72,8 @@ class Comparison:
     """Between the mean gradients of two bins [V, S, n, n]."""
     samples: np.ndarray | None = None
     """uint8 [V, S, N, H, W, C], C = 1 or 3; from equal latents at equal (s, N)."""
+    skipped: np.ndarray | None = None
+    """Steps that a member skipped as its loss or gradient wasn't finite, whole numbers [V, S]."""
 
     @property
     def centres(self) -> np.ndarray:
@@ -87,6 +89,7 @@ class Comparison:
             raise ValueError(f"edges must be two or more and rise, got {np.asarray(self.edges).tolist()}")
         v, s, k, n = len(self.variants), len(self.seeds), len(self.steps), len(self.edges) - 1
         wanted = {"loss": (v, s, k), "eps_error": (v, s, k, n), "steps_per_second": (v,), "cosine": (v, s, n, n)}
+        wanted["skipped"] = v, s
         wanted |= dict.fromkeys(("bits_by_bin", "grad_norm", "grad_noise"), (v, s, n))
         given = {name: (getattr(self, name), shape) for name, shape in wanted.items()}
         for metric in self.metrics:
@@ -134,7 +137,7 @@ def read(folder: str | os.PathLike) -> Comparison:
     """
     path = files.place(folder) / RESULTS
     try:
-        plain = json.loads(path.read_bytes())
+        plain = {"skipped": None, **json.loads(path.read_bytes())}  # older files don't tell
         parts = {
             "variants": tuple(_record(Variant, each) for each in plain["variants"]),
             "metrics": tuple(_record(Metric, each) for each in plain["metrics"]),
@@ -171,7 +174,7 @@ def _record(cls: type, plain: dict[str, Any]) -> Any:
     names = {field.name for field in dataclasses.fields(cls)}
     if names != plain.keys():
         raise ValueError(f"a {cls.__name__} has the fields {', '.join(sorted(names))}; got {', '.join(sorted(plain))}")
-    kinds = {"seeds": tuple, "steps": lambda steps: np.asarray(steps, np.int64)}
+    kinds = {"seeds": tuple, **dict.fromkeys(("steps", "skipped"), lambda whole: np.asarray(whole, np.int64))}
     return cls(
         **{
             name: kinds.get(name, lambda x: np.array(x, np.float32))(value) if isinstance(value, list) else value

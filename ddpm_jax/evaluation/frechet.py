@@ -30,7 +30,7 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: if there are fewer than two samples, or values that aren't finite.
     """
-    return _moments(x, "x")
+    return _moments(_centred(x, "x"))
 
 
 def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
@@ -58,11 +58,13 @@ def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.nda
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """The squared distance between sets x [N, ...] and y [M, ...], each sample flattened to D features.
 
+    The numbers that are held beside the samples are min(N M, D^2).
+
     Raises:
         ValueError: if samples of x and y differ in shape, or for what `moments` refuses.
     """
     _refuse_other_shape(x, "x", y, "y")
-    return frechet(*_moments(x, "x"), *_moments(y, "y"))
+    return _between(_centred(x, "x"), _centred(y, "y"))
 
 
 def with_floor(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, *, seed: int = 0) -> WithFloor:
@@ -74,10 +76,10 @@ def with_floor(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, *, 
     _refuse_other_shape(train, "train", samples, "samples")
     _refuse_other_shape(train, "train", held_out, "held_out")
     n = min(len(samples), len(train), len(held_out))
-    real = _moments(subset(train, n, seed), "train")
+    real = _centred(subset(train, n, seed), "train")
     return WithFloor(
-        distance=frechet(*_moments(subset(samples, n, seed), "samples"), *real),
-        floor=frechet(*_moments(subset(held_out, n, seed), "held_out"), *real),
+        distance=_between(_centred(subset(samples, n, seed), "samples"), real),
+        floor=_between(_centred(subset(held_out, n, seed), "held_out"), real),
         num_images=n,
     )
 
@@ -95,14 +97,46 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def _moments(x: np.ndarray, argument: str) -> tuple[np.ndarray, np.ndarray]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Set:
+    """A set of N samples; its covariance is away' away."""
+
+    mean: np.ndarray
+    """[D]."""
+    away: np.ndarray
+    """The samples less their mean, over sqrt(N - 1) [N, D]."""
+
+
+def _centred(x: np.ndarray, argument: str) -> _Set:
     x = np.asarray(x, np.float64)
     if x.ndim < 1 or len(x) < 2:
         raise ValueError(f"{argument} must hold at least 2 samples [N, ...], got shape {x.shape}")
     _refuse_nonfinite(x, argument)
     x = x.reshape(len(x), -1)
     mean = x.mean(0)
-    return mean, (x - mean).T @ (x - mean) / (len(x) - 1)
+    return _Set(mean=mean, away=(x - mean) / np.sqrt(len(x) - 1))
+
+
+def _moments(x: _Set) -> tuple[np.ndarray, np.ndarray]:
+    return x.mean, x.away.T @ x.away
+
+
+def _between(x: _Set, y: _Set) -> float:
+    """From whichever matrix is smaller, the covariance's or that of inner products between samples."""
+    features = x.mean.size
+    if len(x.away) * len(y.away) < features**2:
+        return _from_samples(x, y)
+    return frechet(*_moments(x), *_moments(y))
+
+
+def _from_samples(x: _Set, y: _Set) -> float:
+    """The same as `frechet` of the moments, without a matrix [D, D].
+
+    With S1 = A'A and S2 = B'B the eigenvalues of S1 S2 are the squared singular values of A B' [N, M], and zeros.
+    """
+    cross = np.linalg.svd(x.away @ y.away.T, compute_uv=False).sum()
+    squared = ((x.mean - y.mean) ** 2).sum() + (x.away**2).sum() + (y.away**2).sum() - 2 * cross
+    return max(float(squared), 0.0)  # rounding alone can take it below
 
 
 def _refuse_nonfinite(x: np.ndarray, argument: str) -> None:

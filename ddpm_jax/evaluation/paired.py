@@ -155,7 +155,7 @@ def verdict(metric: Metric, a_name: str, b_name: str, paired: Paired) -> str:
     unit = metric.unit or f"in {metric.name}"
     if not (paired.lost_a or paired.lost_b):
         return _finite(paired, a_name, b_name, unit, "the only seed")
-    told = f"{b_name} diverged in {paired.lost_b} of {paired.seeds} seeds, {a_name} in {paired.lost_a}"
+    told = f"{b_name} diverged in {paired.lost_b} of {_seeds(paired)}, {a_name} in {paired.lost_a}"
     if not paired.pairs:
         return f"{told}: no seed is left to compare"
     left = "the one seed left" if paired.pairs == 1 else f"the {paired.pairs} seeds left"
@@ -163,7 +163,7 @@ def verdict(metric: Metric, a_name: str, b_name: str, paired: Paired) -> str:
 
 
 def _finite(paired: Paired, a: str, b: str, unit: str, one: str) -> str:
-    d, wins = paired.difference, f"{paired.wins} of {paired.seeds} seeds"
+    d, wins = paired.difference, f"{paired.wins} of {_seeds(paired)}"
     better = (d < 0) == paired.lower_is_better
     if math.isnan(paired.half_width):
         if d == 0:
@@ -173,6 +173,10 @@ def _finite(paired: Paired, a: str, b: str, unit: str, one: str) -> str:
         return f"no difference seen between {b} and {a}: {plus_minus(d, paired.half_width)} {unit}, {wins} better"
     by = f"by {plus_minus(abs(d), paired.half_width)} {unit}"
     return f"{b} better than {a} {by}, {wins}" if better else f"{b} worse than {a} {by}, {wins} better"
+
+
+def _seeds(paired: Paired) -> str:
+    return f"{paired.seeds} seed" + "s" * (paired.seeds != 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

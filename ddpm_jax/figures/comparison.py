@@ -97,8 +97,13 @@ def bits_by_bin(comparison: Comparison) -> Figure:
 
 
 def gradients(comparison: Comparison) -> Figure:
-    """Norm of the mean gradient of each bin's loss, and how far a draw's gradient strays from it."""
-    titles = {"norm of the mean gradient": comparison.grad_norm, "noise of the gradient": comparison.grad_noise}
+    """Norm of the mean gradient of each bin's loss, and how far a draw's gradient strays from it.
+
+    A norm of 0 isn't drawn, nor averaged: it says that noise hides the gradient, and not that there is none.
+    """
+    norm = comparison.grad_norm
+    seen = None if norm is None else np.where(norm > 0, norm, np.nan)
+    titles = {"norm of the mean gradient": seen, "noise of the gradient": comparison.grad_noise}
     given = {title: values for title, values in titles.items() if values is not None}
     figure, panels = style.panels(len(given), 3.1, "log-SNR")
     for axes, (title, values) in zip(panels, given.items(), strict=True):
@@ -165,18 +170,20 @@ def seeds(comparison: Comparison) -> Figure:
 
 
 def cost(comparison: Comparison) -> Figure:
-    """Steps per second of each variant."""
-    names, speed = [variant.name for variant in comparison.variants], np.nan_to_num(comparison.steps_per_second)
+    """Steps per second of each variant; nothing where they weren't measured."""
+    names, speed = [variant.name for variant in comparison.variants], np.asarray(comparison.steps_per_second)
     figure, (axes,) = style.panels(1, 0.3 * len(names) + 0.3)
     places = np.arange(len(names))
     axes.barh(places, speed, height=0.65, color=[style.colour(int(i)) for i in places])
     for place, value in zip(places, speed, strict=True):
+        if not np.isfinite(value):
+            continue
         told = f"{value:#.3g}" if value < 100 else f"{value:,.0f}"
         axes.annotate(told, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=style.SMALL)
     style.dress(axes, "", log=False, xlabel="steps per second")
     axes.set_yticks(places, names)
     axes.grid(visible=False, axis="y")
-    axes.set_xlim(0, 1.1 * max(speed.max(), 1e-9))
+    axes.set_xlim(0, 1.1 * max(np.nan_to_num(speed).max(), 1e-9))
     axes.invert_yaxis()
     return figure
 

@@ -182,6 +182,11 @@ def by_bin(
     return end(found, filled, micro_batches=micro_batches, batch_size=batch_size)
 
 
+def key_of(seed: int) -> jax.Array:
+    """The key of a run's statistics, which its parameters and its steps have no part in."""
+    return jax.random.fold_in(jax.random.key(seed), 2)
+
+
 def statistics(
     parts: Parts, source: Source, together: Callable[..., None] = lambda *_: None
 ) -> Callable[[State], GradientStats]:
@@ -225,7 +230,7 @@ def statistics(
                 compiled.append(True)
             return one_more(*given)
 
-        key = jax.random.fold_in(jax.random.key(config.seed + 2), step)
+        key = jax.random.fold_in(key_of(config.seed), step)
         return by_bin(key, add_to, state.params, there, batch_of, batch_size=size, start=start, end=end)
 
     return taken

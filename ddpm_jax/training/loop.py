@@ -15,7 +15,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion import bins, reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, feed, gradients, processes, report
+from ddpm_jax.training import checkpoint, checks, feed, gradients, processes, report
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import sampler
@@ -27,7 +27,6 @@ from ddpm_jax.training.run import (
     build,
     curve,
     make_train_step,
-    num_classes,
     training_key,
     without_class,
 )
@@ -50,9 +49,6 @@ FREE = (
 )
 
 
-MOST_BINS = 100
-
-
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient was NaN or infinite; the checkpoints hold the last good states."""
 
@@ -73,12 +69,12 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
     workdir = files.place(workdir)
     parts = build(config)
     config = parts.config
-    _check_numbers(config)
+    checks.numbers(config)
     mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
     sampler(parts, config.sampling)  # what sample.py would refuse later is refused now
     source = data.load(config.data)
     feed.check_source(config.data, source)
-    _check_labels(config, source)
+    checks.labels(config, source)
     _check_dispatches(config, checkpoint.newest(workdir / "checkpoints"))
     step_fn = make_train_step(parts) if program is None else program_lib.load(files.place(program), parts)
     _claim(config, workdir)
@@ -124,7 +120,7 @@ def _steps(
             bar.update(run.steps_per_dispatch)
             ends = done == config.steps
             stops = asked_to_stop(done // run.steps_per_dispatch)
-            if not (ends or stops or any(done % every == 0 for every in _intervals(config).values())):
+            if not (ends or stops or any(done % every == 0 for every in checks.intervals(config).values())):
                 continue
             # The host waits for the devices to have no step left here and nowhere else.
             _stop_if_nonfinite(config, recent, done, manager)
@@ -186,48 +182,6 @@ def _stop_if_nonfinite(config: Config, recent: list, done: int, manager: checkpo
     )
 
 
-def _intervals(config: Config) -> dict[str, int]:
-    run = config.run
-    every = {
-        "--run.log-every": run.log_every,
-        "--run.sample-every": run.sample_every,
-        "--run.checkpoint-every": run.checkpoint_every,
-    }
-    return every | ({"--run.gradients-every": run.gradients_every} if run.gradients_every else {})
-
-
-def _check_numbers(config: Config) -> None:
-    """Counts are counts; and everything happens between dispatches, so every interval is a whole number of them."""
-    run = config.run
-    feed.check_numbers(config.data)
-    several = {"--steps": config.steps, **_intervals(config)}
-    counts = {
-        "--run.steps-per-dispatch": run.steps_per_dispatch,
-        "--run.num-samples": run.num_samples,
-        "--run.preview-steps": run.preview_steps,
-        "--run.keep-last": run.keep_last,
-        **several,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, value in several.items():
-        if value % run.steps_per_dispatch:
-            raise ValueError(
-                f"{name} must be a multiple of --run.steps-per-dispatch {run.steps_per_dispatch}, got {value}"
-            )
-    if run.keep_every < 0:
-        raise ValueError(f"--run.keep-every must be 0 or more, got {run.keep_every}")
-    if not 0 <= run.bins <= MOST_BINS:
-        raise ValueError(f"--run.bins must lie in 0 .. {MOST_BINS}, got {run.bins}")
-    if run.gradients_every:
-        gradients.check(config.diffusion)
-        if not run.bins:
-            raise ValueError("--run.gradients-every needs --run.bins, the bins that gradients are sorted by, got 0")
-    if not 0 <= config.seed < 2**32 - 1:
-        raise ValueError(f"--seed must lie in 0 .. 2^32 - 2, got {config.seed}")
-
-
 def _check_dispatches(config: Config, start: int) -> None:
     left, several = config.steps - start, config.run.steps_per_dispatch
     if max(left, 0) % several:
@@ -235,19 +189,6 @@ def _check_dispatches(config: Config, start: int) -> None:
             f"--run.steps-per-dispatch must divide the {left} steps from the checkpoint at {start} to --steps "
             f"{config.steps}, got {several}"
         )
-
-
-def _check_labels(config: Config, source: Source) -> None:
-    wanted = num_classes(config)
-    if wanted and source.num_classes != wanted:
-        raise ValueError(
-            f"--net.num-classes must be the {source.num_classes} classes of {config.data.source}, or 0, got {wanted}"
-        )
-
-
-def _is_others(path: files.Place) -> bool:
-    """Is this file of a new run's folder anything but a config.json whose writing was killed?"""
-    return not path.name.startswith(".config.json.")
 
 
 def _claim(config: Config, workdir: files.Place) -> None:
@@ -270,8 +211,8 @@ def _claim(config: Config, workdir: files.Place) -> None:
             )
         if lines and processes.writes():
             tqdm.write(f"{workdir} goes on with " + "; ".join(lines.values()))
-    elif workdir.exists() and (not files.is_dir(workdir) or any(map(_is_others, files.entries(workdir)))):
-        raise ValueError(f"--workdir {workdir} has other things in it and no config.json; give a new or empty folder")
+    else:
+        checks.new_folder(workdir, path.name)
     processes.meet("every process has seen the folder as it was")
     if processes.writes():
         config_lib.write(config, path)

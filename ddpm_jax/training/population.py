@@ -5,14 +5,13 @@ so that one compilation serves them all; predictions and draws of t are code, an
 share a seed share initial parameters, images, t and noise, step for step (common random numbers), and so does each with
 the run that `train.py` would make of its config: a difference between members is what they differ in.
 
-Members are spread over the devices, one or several to a device. How those of a device are laid out is a choice in
-ARRANGEMENTS: on CPUs each has a device of its own, since XLA runs convolutions with many kernels at once, and those in
-loops, many times slower there.
+How members lie on the devices is `layout`'s.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -27,8 +26,8 @@ from ddpm_jax.data.readahead import read_ahead
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.weighting_zoo import read
-from ddpm_jax.records import pick
 from ddpm_jax.training import run
+from ddpm_jax.training.layout import Layout, shape, spread
 from ddpm_jax.training.run import Parts
 from ddpm_jax.training.state import State
 
@@ -51,53 +50,6 @@ class Member:
 Update = Callable[[State, Batch, Member], tuple[State, dict[str, jax.Array]]]
 
 
-def _together(update: Update) -> Update:
-    return jax.vmap(update)
-
-
-def _in_turn(update: Update) -> Update:
-    return lambda *stacked: jax.lax.map(lambda one: update(*one), stacked)
-
-
-def _laid_out(update: Update) -> Update:
-    def several(*stacked: Any) -> Any:
-        count = len(jax.tree.leaves(stacked)[0])
-        results = [update(*jax.tree.map(lambda x: x[i], stacked)) for i in range(count)]
-        return jax.tree.map(lambda *x: jnp.stack(x), *results)
-
-    return several
-
-
-ARRANGEMENTS: dict[str, Callable[[Update], Update]] = {"vmap": _together, "map": _in_turn, "unroll": _laid_out}
-"""How the members of one device are run: as one batch, in a loop, or one after the other as code."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a population lies on its devices."""
-
-    arrangement: str
-    each: int
-    """Members on a device at a time; 0 for all."""
-    resident: bool = True
-    """Do all states stay on the devices? If not, chunks of members take turns there (memory is short)."""
-
-
-def layout_of(backend: str, *, arrangement: str = "", at_once: int = 0, devices: int = 1) -> Layout:
-    """What was fastest where it was measured (docs/weightings.md has the table), unless it is said otherwise."""
-    best = best_layout(backend)
-    if at_once:
-        best = dataclasses.replace(best, each=-(-at_once // devices), resident=False)
-    elif arrangement:
-        best = dataclasses.replace(best, each=0)
-    return dataclasses.replace(best, arrangement=arrangement or best.arrangement)
-
-
-def best_layout(backend: str) -> Layout:
-    """What was fastest where it was measured (docs/weightings.md has the table)."""
-    return Layout(arrangement="unroll", each=1) if backend == "cpu" else Layout(arrangement="vmap", each=0)
-
-
 @dataclasses.dataclass(kw_only=True)
 class Chunk:
     """Members that run at the same time, and their states as they stand."""
@@ -105,7 +57,7 @@ class Chunk:
     rows: tuple[int, ...]
     """Which members of their kind; the last is repeated where the devices want more."""
     given: Member
-    batches: Iterator[Batch]
+    batches: Generator[Batch, None, None]
     states: Any = None
     """Stacked [M, ...], on the devices; or on the host, between two turns of a chunk that shares them with others."""
 
@@ -147,7 +99,6 @@ def build(
         ValueError: for a config that can't be, as `run.build`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    mesh = Mesh(np.array(devices), ("member",))
     found: dict[Config, list[int]] = {}
     for i, config in enumerate(configs):
         found.setdefault(kind_of(config), []).append(i)
@@ -160,7 +111,8 @@ def build(
             if variant not in of_variant:
                 of_variant[variant] = run.build(variant, devices=devices[:1])
         of_each = [of_variant[dataclasses.replace(configs[i], seed=0)] for i in numbers]
-        size = len(devices) * (layout.each or -(-len(numbers) // len(devices)))
+        count, each = shape(len(numbers), len(devices), layout.each)
+        size, mesh = count * each, Mesh(np.array(devices[:count]), ("member",))
         stacked = _stack([_member(parts, configs[i]) for parts, i in zip(of_each, numbers, strict=True)])
         kinds.append(
             Kind(
@@ -188,9 +140,16 @@ def start(
             chunk.batches = _batches(source, of_each, step, chunk.given.key.sharding)
             if chunk.states is None:
                 for seed in {config.seed for config in of_each} - set(made):
-                    made[seed] = make(jax.random.key(seed))
-                chunk.states = _stack([made[config.seed] for config in of_each])
+                    made[seed] = jax.device_get(make(jax.random.key(seed)))
+                chunk.states = jax.tree.map(lambda *x: np.stack(x), *(made[config.seed] for config in of_each))
             (to_devices if resident else to_host)(chunk)
+
+
+def stop(kinds: Sequence[Kind]) -> None:
+    """End the threads that read ahead."""
+    for kind in kinds:
+        for chunk in kind.chunks:
+            chunk.batches.close()
 
 
 def advance(kind: Kind, chunk: Chunk) -> dict[str, jax.Array]:
@@ -250,14 +209,6 @@ def as_parts(parts: Parts, member: Member) -> Parts:
     return dataclasses.replace(parts, schedule=member.schedule, weighting=weighting)
 
 
-def spread(arrangement: str, mesh: Mesh, of_one: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
-    """A compiled function of arrays stacked over members from a function of one member's."""
-    arranged = pick(ARRANGEMENTS, arrangement, "--layout")(of_one)
-    of_member = PartitionSpec("member")
-    mapped = jax.shard_map(arranged, mesh=mesh, in_specs=of_member, out_specs=of_member, check_vma=False)
-    return jax.jit(mapped, donate_argnums=0 if donate else ())
-
-
 def _program(parts: Parts, arrangement: str, mesh: Mesh, edges: Any) -> Update:
     def update(state: State, raw: Batch, member: Member) -> tuple[State, dict[str, jax.Array]]:
         batch = dataclasses.replace(raw, images=resident.to_float(jnp.asarray(raw.images)))
@@ -268,14 +219,14 @@ def _program(parts: Parts, arrangement: str, mesh: Mesh, edges: Any) -> Update:
 
 def _chunk(stacked: Member, rows: np.ndarray, mesh: Mesh) -> Chunk:
     given = jax.device_put(jax.tree.map(lambda x: x[rows], stacked), NamedSharding(mesh, PartitionSpec("member")))
-    return Chunk(rows=tuple(map(int, rows)), given=given, batches=iter(()))
+    return Chunk(rows=tuple(map(int, rows)), given=given, batches=_none())
 
 
 def _stack(records: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *records)
 
 
-def _batches(source: Source, configs: Sequence[Config], step: int, sharding: Any) -> Iterator[Batch]:
+def _batches(source: Source, configs: Sequence[Config], step: int, sharding: Any) -> Generator[Batch, None, None]:
     """The members' batches of `step`, `step` + 1, ..., uint8 [M, B, ...]."""
     if not run.num_classes(configs[0]):
         source = dataclasses.replace(source, labels=None)
@@ -285,9 +236,14 @@ def _batches(source: Source, configs: Sequence[Config], step: int, sharding: Any
             config.seed: pipeline.read_at(
                 source, step, seed=config.seed, batch_size=config.batch_size, flip=config.data.flip
             )
-            for config in configs
+            for config in {config.seed: config for config in configs}.values()
         }
         return jax.tree.map(lambda *x: np.stack(x), *(read[config.seed] for config in configs))
 
-    made = read_ahead(at, start=step, threads=configs[0].data.threads)
-    return (jax.device_put(batch, sharding) for batch in made)
+    with contextlib.closing(iter(read_ahead(at, start=step, threads=configs[0].data.threads))) as made:
+        for batch in made:
+            yield jax.device_put(batch, sharding)
+
+
+def _none() -> Generator[Batch, None, None]:
+    yield from ()
