@@ -40,7 +40,7 @@ class Flags:
     held_out: str = "test"
     """The split that is measured on."""
     pairs: int = 256
-    """Of image and t, drawn in each bin to measure a network on."""
+    """Of image and t, drawn in each bin and at t = 0 to measure a network on."""
     num_samples: int = 256
     """Images drawn from each network; 0 for none, and no Frechet distance."""
     shown: int = 16

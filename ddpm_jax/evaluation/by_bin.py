@@ -5,7 +5,8 @@ depend on the key and its number only: two networks that are measured alike diff
 bin's share of the bound is its number of steps times the mean of L_t; the shares and the prior add up to bits/dim.
 
 The term of t = 0 is the decoder's and far larger than its neighbours', so that few t would miss it or count it for
-many. It is drawn by itself, as often as the rest of its bin.
+many. It is drawn by itself, as often as the rest of its bin. The terms after it fall like 1/t: where a bin has more
+steps than half its pairs, half of them are drawn that way, and each counts for as many steps as it stands for.
 """
 
 import dataclasses
@@ -93,16 +94,17 @@ def measure(
     rest = [np.flatnonzero((bin_of == i) & later) for i in range(number)]
     strata = [*(steps for steps in rest if len(steps)), np.array([0])]  # t = 0 after the rest of its bin
     of_bin, size = np.array([(bin_of[steps[0]], len(steps)) for steps in strata]).T
-    places = (np.arange(of_each) + np.asarray(jax.random.uniform(key_t, (len(strata), 1)))) / of_each
-    t = np.concatenate([steps[(place * len(steps)).astype(int)] for steps, place in zip(strata, places, strict=True)])
+    places = np.asarray(jax.random.uniform(key_t, (len(strata), of_each)))
+    drawn = [_steps(steps, u) for steps, u in zip(strata, places, strict=True)]
+    t = np.concatenate([t for t, _ in drawn])
     order, rows = _rows(key_images, num_images, len(strata), of_each)
     told = {"prediction": prediction, "variance": variance}
     terms, errors = _of_pairs(key_eps, schedule, denoise, read, rows, t, batch_size, told, sharding)
 
-    def sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def sums(values: np.ndarray) -> np.ndarray:
         """Over the steps of each stratum, and their standard errors."""
-        pairs = zip(values.reshape(-1, of_each), t.reshape(-1, of_each), strict=True)
-        return size * np.transpose([_mean_over_steps(found, where) for found, where in pairs])
+        each = zip(values.reshape(-1, of_each), drawn, strict=True)
+        return np.transpose([_sum_over_steps(found, *where) for found, where in each])
 
     (bits, bits_error), (eps_error, eps_error_error) = sums(terms), sums(errors)
     shares, of_eps, counts = (np.bincount(of_bin, each, minlength=number) for each in (bits, eps_error, size))
@@ -129,20 +131,34 @@ def _rows(key: jax.Array, num_images: int, strata: int, of_each: int) -> tuple[n
     return order, rng.permuted(dealt.reshape(strata, of_each), axis=1).ravel()
 
 
-def _mean_over_steps(values: np.ndarray, t: np.ndarray) -> tuple[float, float]:
-    """The mean over steps of what was found at each, and its standard error; t [N] rises.
+def _steps(steps: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the steps to measure, rising [N] as u in [0, 1), and how many steps each one stands for [N].
 
-    How L_t depends on t is no error: only what differs within a step is, or between neighbours where a step has one
-    value or none.
+    Every step equally often, if that is twice or more. Otherwise one from each of N equal parts of the probability.
+    """
+    num, total = u.size, steps.size
+    if num >= 2 * total:
+        return steps[np.arange(num) * total // num], np.full(num, total / num)
+    falling = 1 / steps
+    chance = (1 / total + falling / falling.sum()) / 2
+    where = np.searchsorted(np.cumsum(chance), (np.arange(num) + u) / num, side="right")
+    where = np.minimum(where, total - 1)  # rounding
+    return steps[where], 1 / (num * chance[where])
+
+
+def _sum_over_steps(values: np.ndarray, t: np.ndarray, stands_for: np.ndarray) -> tuple[float, float]:
+    """The sum over steps of what was found at some of them, as `_steps` gave them, and its standard error.
+
+    How L_t depends on t is no error where every step was measured twice: only what differs within a step is. Else
+    neighbours tell, and what lies between them counts as chance.
     """
     _, first, count = np.unique(t, return_index=True, return_counts=True)
-    means = np.add.reduceat(values, first) / count
-    if count.min() >= 2:
+    if count.min() >= 2 and (stands_for <= 0.5).all():
+        means = np.add.reduceat(values, first) / count
         squares = np.add.reduceat((values - np.repeat(means, count)) ** 2, first)
-        variance = (squares / (count - 1) / count).sum() / len(count) ** 2
-    else:
-        variance = np.mean(np.diff(values) ** 2) / 2 / len(values)
-    return float(means.mean()), float(np.sqrt(variance))
+        return float(means.sum()), float(np.sqrt((squares / (count - 1) / count).sum()))
+    parts = values * stands_for
+    return float(parts.sum()), float(np.sqrt(parts.size * np.mean(np.diff(parts) ** 2) / 2))
 
 
 def _of_pairs(

@@ -39,7 +39,7 @@ class Settings:
     """How much is measured."""
 
     pairs: int
-    """Of image and t in each bin."""
+    """Of image and t in each bin, and at t = 0."""
     num_samples: int
     """Images from each network; 0 for none."""
     shown: int
@@ -124,7 +124,7 @@ def measure(
         loss=loss,
         eps_error=eps_error,
         steps_per_second=np.median(speed, axis=(1, 2)) if lines else np.full(len(variants), np.nan),
-        skipped=np.nansum(skipped, axis=2),
+        skipped=np.nansum(skipped, axis=2).astype(int),
         bits_by_bin=np.array([[one.bound.bits for one in row] for row in found]),
         samples=np.array([[one.samples[:shown] for one in row] for row in found]) if shown else None,
     )
@@ -264,7 +264,7 @@ def _logged(
 def facts(config: Config, preset: str, kinds: Sequence[Kind], settings: Settings, held_out: str) -> dict[str, str]:
     """What ran, for people."""
     devices, data = jax.devices(), config.data
-    packages = ("ddpm_jax", "jax", "flax", "optax", "orbax-checkpoint")
+    packages = ("jax", "flax", "optax", "orbax-checkpoint")
     params = sum(x.size for x in jax.tree.leaves(kinds[0].parts.abstract().params))
     return {
         "preset": preset,
@@ -272,7 +272,7 @@ def facts(config: Config, preset: str, kinds: Sequence[Kind], settings: Settings
         "batch size": str(config.batch_size),
         "data": " ".join(filter(None, (data.source, data.name, data.split, "x".join(map(str, data.shape))))),
         "parameters": f"{params:,}",
-        "measured on": f"{held_out}: {settings.pairs} pairs of image and t in each bin; {settings.num_samples} samples "
+        "measured on": f"{held_out}: {settings.pairs} pairs of image and t in each bin and at t = 0; {settings.num_samples} samples "
         f"by {settings.sample_steps} steps of DDIM",
         "programs": "; ".join(f"{len(kind.members)} members on {kind.mesh.size} devices" for kind in kinds),
         "devices": f"{len(devices)} x {devices[0].device_kind}",

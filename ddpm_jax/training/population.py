@@ -10,7 +10,6 @@ How members lie on the devices is `layout`'s.
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.readahead import read_ahead
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.diffusion.weighting_zoo import read
 from ddpm_jax.training import run
 from ddpm_jax.training.layout import Layout, shape, spread
 from ddpm_jax.training.run import Parts
@@ -193,20 +191,15 @@ def _of(chunk: Chunk) -> Any:
 
 
 def _member(parts: Parts, config: Config) -> Member:
-    schedule, continuously = parts.schedule, parts.config.diffusion.objective == "continuous"
-    return Member(
-        key=run.training_key(config),
-        schedule=schedule,
-        weights=jnp.ones_like(schedule.log_snr) if continuously else parts.weighting(schedule.log_snr),
-    )
+    assert parts.weights is not None  # they are built to train
+    return Member(key=run.training_key(config), schedule=parts.schedule, weights=parts.weights)
 
 
 def as_parts(parts: Parts, member: Member) -> Parts:
     """The parts of a kind as one member has them, in a program that is being traced."""
     if parts.config.diffusion.objective == "continuous":
         return parts
-    weighting = functools.partial(read, member.schedule, member.weights)
-    return dataclasses.replace(parts, schedule=member.schedule, weighting=weighting)
+    return dataclasses.replace(parts, schedule=member.schedule, weights=member.weights)
 
 
 def _program(parts: Parts, arrangement: str, mesh: Mesh, edges: Any) -> Update:

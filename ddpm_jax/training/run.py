@@ -21,6 +21,7 @@ from ddpm_jax.diffusion.norms import Norm
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import Draw
+from ddpm_jax.diffusion.weighting_zoo import read
 from ddpm_jax.diffusion.weightings import Weighting
 from ddpm_jax.training import checkpoint, objective, own_weighting
 from ddpm_jax.training import mesh as mesh_lib
@@ -44,6 +45,8 @@ class Parts:
     draw_t: Draw
     weighting: Weighting
     norm: Norm
+    weights: jax.Array | None = None
+    """The weighting at each step of the schedule [T], which training reads; the weighting itself if not there."""
 
     def _fresh(self, params: Any) -> State:
         return fresh(
@@ -109,6 +112,7 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
     records.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
     schedule = schedules.build(config.diffusion)
     weighting = own_weighting.build if to_train else own_weighting.late
+    weighting = weighting(config.diffusion.weighting, config.diffusion.weighting_args, schedule)
     parts = Parts(
         config=config,
         schedule=schedule,
@@ -116,8 +120,10 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
         optimizer=make_optimizer(config.optimizer, config.steps),
         mesh=mesh_lib.make_mesh(config.devices.fsdp, devices),
         draw_t=timesteps.build(config.diffusion.draw_t, config.diffusion.draw_t_args),
-        weighting=weighting(config.diffusion.weighting, config.diffusion.weighting_args, schedule),
+        weighting=weighting,
         norm=norms.build(config.diffusion.norm, config.diffusion.norm_args),
+        # One table for a run and for its like in a comparison: worked out within two programs it may round apart.
+        weights=weighting(schedule.log_snr) if to_train else None,
     )
     if to_train and config.diffusion.learn_uncertainty:
         objective.check_uncertainty(parts.weighting, schedule)
@@ -141,6 +147,7 @@ def make_loss(parts: Parts) -> LossFn:
     A batch has labels only if the network takes classes.
     """
     settings, net = parts.config.diffusion, parts.config.net
+    table = None if parts.weights is None else functools.partial(read, parts.schedule, parts.weights)
 
     def loss_fn(key: jax.Array, trained: Any, batch: Batch, history: Any) -> tuple[jax.Array, LossTerms]:
         key_loss, key_dropout, key_labels = jax.random.split(key, 3)
@@ -168,7 +175,7 @@ def make_loss(parts: Parts) -> LossFn:
             denoise,
             images,
             prediction=settings.prediction,
-            weighting=parts.weighting,
+            weighting=table or parts.weighting,
             norm=parts.norm,
             offset_noise=settings.offset_noise,
             objective=settings.objective,
@@ -202,7 +209,7 @@ def make_train_step(parts: Parts) -> TrainStep:
 def make_train_update(parts: Parts, edges: jax.Array | None = None) -> TrainStep:
     """The step of a run before it is compiled, one to a dispatch: for a jit, a map or a shard_map of your own.
 
-    `parts.schedule` and the arrays that `parts.weighting` closes over may be traced. `edges` of bins of log-SNR, if
+    `parts.schedule` and `parts.weights` may be traced. `edges` of bins of log-SNR, if
     given, are in place of the run's own.
     """
     settings = _of_step(parts)
