@@ -10,6 +10,8 @@ from pathlib import Path
 # Set before JAX starts, and inherited by workers and programs: what one test compiled, another reads.
 CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="ddpm_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+# Most of the time would go into optimising programs that run for a few steps: a third less with this.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import pytest
 

@@ -272,8 +272,8 @@ def facts(config: Config, preset: str, kinds: Sequence[Kind], settings: Settings
         "batch size": str(config.batch_size),
         "data": " ".join(filter(None, (data.source, data.name, data.split, "x".join(map(str, data.shape))))),
         "parameters": f"{params:,}",
-        "measured on": f"{held_out}: {settings.pairs} pairs of image and t in each bin and at t = 0; {settings.num_samples} samples "
-        f"by {settings.sample_steps} steps of DDIM",
+        "measured on": f"{held_out}: {settings.pairs} pairs of image and t in each bin and at t = 0",
+        "samples": f"{settings.num_samples} by {settings.sample_steps} steps of DDIM",
         "programs": "; ".join(f"{len(kind.members)} members on {kind.mesh.size} devices" for kind in kinds),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in packages),
