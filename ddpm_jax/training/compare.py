@@ -83,7 +83,8 @@ def train(
         population.start(kinds, configs, source, step=start, resident=layout.resident)
         recent, waiting, done, stops = {}, collections.deque(), start, False
         bar = tqdm(total=steps, initial=min(start, steps), unit="step", smoothing=0.05)
-        with report.open_log(workdir, start) as (write, push_log), bar, contextlib.closing(_Ending(kinds)):
+        with report.open_log(workdir, start) as (write, push_log), bar, contextlib.ExitStack() as at_end:
+            at_end.callback(population.stop, kinds)
             while done < steps and not stops:
                 # Chunks that take turns do so between these; others after every step.
                 pauses = [_next(done, every) for every in (settings.log_every, settings.checkpoint_every)]
@@ -101,14 +102,6 @@ def train(
                     states = {_name(i): population.states_of(kind) for i, kind in enumerate(kinds)}
                     checkpoint.save_many(manager, done, states)
     return Trained(kinds=kinds, step=done, stopped=stops)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ending:
-    kinds: Sequence[Kind]
-
-    def close(self) -> None:
-        population.stop(self.kinds)
 
 
 def _next(done: int, every: int) -> int:
