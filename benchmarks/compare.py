@@ -29,8 +29,9 @@ def timed(command: list[str]) -> float:
     """Seconds that a program takes, with no compilation kept from before."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     begin = time.perf_counter()
-    nowhere = subprocess.DEVNULL
-    subprocess.run([sys.executable, *command], check=True, env=env, stdout=nowhere, stderr=nowhere)
+    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
     return time.perf_counter() - begin
 
 
