@@ -70,7 +70,8 @@ def measure(
     """The record of a comparison, of which title, command, facts and gradients are still to be told.
 
     Every network is measured with the average of its weights; those of a seed on the same held-out images, t and noise,
-    and drawing from the same latents. Members are numbered variant by variant, seed by seed; `base` is what the variants vary.
+    and drawing from the same latents. Members are numbered variant by variant, seed by seed; `base` is what variants
+    vary.
     """
     states = {id(kind): population.states_of(kind) for kind in kinds}
     shape = len(variants), len(seeds)
