@@ -137,9 +137,10 @@ def _compare(asked: Flags, preset: str, command: str) -> None:
         pairs=asked.pairs, num_samples=asked.num_samples, shown=asked.shown, sample_steps=asked.sample_steps
     )
     result = measured.measure(trained.kinds, asked.config, found, seeds, held_out, asked.workdir, edges, settings)
+    many = f"{paired.count(len(found), 'variant')}, {paired.count(len(seeds), 'seed')}"
     result = dataclasses.replace(
         result,
-        title=f"{preset}: {_count(len(found), 'variant')}, {_count(len(seeds), 'seed')}, {trained.step} steps",
+        title=f"{preset}: {many}, {paired.count(trained.step, 'step')}",
         command=command,
         facts=measured.facts(asked.config, preset, trained.kinds, settings, asked.held_out),
     )
@@ -161,10 +162,6 @@ def _write(result: Any, workdir: flags.Place) -> None:
 
     comparison.write(result, workdir)
     page.write(workdir / "report.html", comparison_page.comparison_page(result))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def verdict(metric: Metric, a_name: str, b_name: str, paired: Paired) -> str:
     unit = metric.unit or f"in {metric.name}"
     if not (paired.lost_a or paired.lost_b):
         return _finite(paired, a_name, b_name, unit, "the only seed")
-    told = f"{b_name} diverged in {paired.lost_b} of {_seeds(paired)}, {a_name} in {paired.lost_a}"
+    told = f"{b_name} diverged in {paired.lost_b} of {count(paired.seeds, 'seed')}, {a_name} in {paired.lost_a}"
     if not paired.pairs:
         return f"{told}: no seed is left to compare"
     left = "the one seed left" if paired.pairs == 1 else f"the {paired.pairs} seeds left"
@@ -163,7 +163,7 @@ def verdict(metric: Metric, a_name: str, b_name: str, paired: Paired) -> str:
 
 
 def _finite(paired: Paired, a: str, b: str, unit: str, one: str) -> str:
-    d, wins = paired.difference, f"{paired.wins} of {_seeds(paired)}"
+    d, wins = paired.difference, f"{paired.wins} of {count(paired.seeds, 'seed')}"
     better = (d < 0) == paired.lower_is_better
     if math.isnan(paired.half_width):
         if d == 0:
@@ -175,8 +175,9 @@ def _finite(paired: Paired, a: str, b: str, unit: str, one: str) -> str:
     return f"{b} better than {a} {by}, {wins}" if better else f"{b} worse than {a} {by}, {wins} better"
 
 
-def _seeds(paired: Paired) -> str:
-    return f"{paired.seeds} seed" + "s" * (paired.seeds != 1)
+def count(number: int, what: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ddpm_jax.evaluation.comparison import Comparison
+from ddpm_jax.evaluation.paired import count
 from ddpm_jax.figures import comparison as figures
 from ddpm_jax.figures import page, pictures, verdicts
-from ddpm_jax.figures.verdicts import count
 
 MOST_ROWS, MOST_COLUMNS = 4, 8
 """Seeds and latents of which samples are shown."""

@@ -8,7 +8,16 @@ import numpy as np
 from markupsafe import Markup
 
 from ddpm_jax.evaluation.comparison import Comparison
-from ddpm_jax.evaluation.paired import CONFIDENCE, Difference, Metric, decimals, differences, outcome, plus_minus
+from ddpm_jax.evaluation.paired import (
+    CONFIDENCE,
+    Difference,
+    Metric,
+    count,
+    decimals,
+    differences,
+    outcome,
+    plus_minus,
+)
 from ddpm_jax.figures import comparison as figures
 from ddpm_jax.figures import page
 
@@ -191,8 +200,3 @@ def _typeset(words: str) -> str:
     """A minus sign before numbers, and no line break at \u00b1."""
     words = re.sub(r"^nan$", "\u2013", words)
     return re.sub(r"(^|\s)-(?=\d)", rf"\1{page.MINUS}", words).replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
-
-
-def count(number: int, what: str) -> str:
-    """ "1 seed", "2 seeds"."""
-    return f"{number} {what}" + "s" * (number != 1)

@@ -86,7 +86,7 @@ def add(
     Args:
         sums: of bin `number`, `empty` at first.
         key: decides t, noise, dropout and hidden labels; another one for each bin and micro-batch.
-        parts: its schedule, and what its weighting closes over, may be traced. Its draw of t has no part in this.
+        parts: its schedule and its weights may be traced. Its draw of t has no part in this.
         edges: those of the bins, from `bins.edges`.
         number: of the bin that t is drawn from; may be traced.
         trained: as in `step.make_step`.
@@ -187,6 +187,11 @@ def key_of(seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), 2)
 
 
+def images_seed(*numbers: int) -> int:
+    """The seed that decides a micro-batch's images, from a run's seed and what tells the micro-batch from others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def statistics(
     parts: Parts, source: Source, together: Callable[..., None] = lambda *_: None
 ) -> Callable[[State], GradientStats]:
@@ -219,8 +224,7 @@ def statistics(
         step = int(state.step)
 
         def batch_of(number: int, i: int) -> Batch:
-            seed = np.random.SeedSequence([config.seed, step, number, i]).generate_state(1)[0]
-            raw = pipeline.read_at(source, 0, seed=int(seed), **which)
+            raw = pipeline.read_at(source, 0, seed=images_seed(config.seed, step, number, i), **which)
             return mesh_lib.place(dataclasses.replace(raw, images=pipeline.to_float(np.asarray(raw.images))), rows_on)
 
         def add_to(sums: Sums, key: jax.Array, number: int, batch: Batch) -> Sums:

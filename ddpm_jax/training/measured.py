@@ -90,9 +90,7 @@ def measure(
                 found[v, s] = _measure(parts, state, seed, held_out, reference, edges, settings)
                 bar.update()
     lines = report.read(workdir)
-    loss, skipped, speed = (
-        _logged(lines, variants, seeds, [name])[..., 0] for name in ("loss", "skipped", "steps_per_second")
-    )
+    loss, skipped, speed = np.moveaxis(_logged(lines, variants, seeds, ["loss", "skipped", "steps_per_second"]), -1, 0)
     eps_error = _logged(lines, variants, seeds, bins.names("eps_error", edges))
 
     def of(name: str, get: Any, error: Any = None, *, unit: str) -> Metric:

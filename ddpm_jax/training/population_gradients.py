@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import pipeline
+from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.data.record import Source
 from ddpm_jax.training import gradients, population, run
 from ddpm_jax.training.gradients import GradientStats, Sums
@@ -71,13 +72,11 @@ def _of_chunk(
         return jax.device_put(zeros, where)
 
     def batch_of(number: int, i: int) -> Any:
-        seeds = [int(np.random.SeedSequence([config.seed, number, i]).generate_state(1)[0]) for config in configs]
-        raw = [
-            pipeline.read_at(source, 0, seed=s, batch_size=size, flip=c.data.flip)
-            for s, c in zip(seeds, configs, strict=True)
-        ]
-        floats = [dataclasses.replace(one, images=pipeline.to_float(np.asarray(one.images))) for one in raw]
-        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *floats), where)
+        def of(config: Config) -> Batch:
+            seed = gradients.images_seed(config.seed, number, i)
+            return pipeline.batch_at(source, seed=seed, step=0, batch_size=size, flip=config.data.flip)
+
+        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *map(of, configs)), where)
 
     def add_to(sums: Sums, key: jax.Array, number: int, batch: Any) -> Sums:
         own = jax.device_put(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jax.random.bits(key)), where)
