@@ -5,11 +5,11 @@ A preset (`configs/NAME.py`) is one `Config`. Library functions never see it: th
 
 import dataclasses
 import json
-from typing import ClassVar
 
 import tyro
 
 from ddpm_jax import files, records
+from ddpm_jax.networks import ADM, VDM, NoiseNet, UNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,90 +86,6 @@ class Diffusion:
     """Further arguments of draw_t, as NAME VALUE pairs: --diffusion.draw-t-args mean -1.2 std 1.2"""
     correct_draw: bool = True
     """Weigh each image so that the expected loss stays that of a uniform t. Off, the draw is itself a weighting."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UNet:
-    """The U-Net of Ho et al. 2020 and its kin."""
-
-    kind: ClassVar[str] = "unet"
-    features: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    """Width of each level, in units of `features`; each level after the first halves height and width."""
-    num_res_blocks: int = 2
-    attention_levels: tuple[int, ...] = (1,)
-    """Levels that attend, counted from 0 at full resolution."""
-    num_heads: int = 1
-    dropout: float = 0.1
-    num_classes: int = 0
-    """Classes to condition on; 0 for none. Class number num_classes means "no class"."""
-    label_dropout: float = 0.1
-    """How often training hides the class, so that one network learns both."""
-    groups: int = 32
-    """Groups of each norm. Narrow networks want fewer: 32 groups of a 32-wide layer would hide the time from it."""
-    scale_shift_norm: bool = False
-    resblock_updown: bool = False
-    dtype: str = "float32"
-    """What the network computes in: float32 or bfloat16. Parameters, norms and softmax stay float32."""
-    remat: str = "none"
-    """What the backward pass works out anew, to need less memory: none, attention, products (all but the results of
-    convolutions and products) or full (whole blocks, a third more work)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseNet:
-    """The network of the "DDPM from scratch" tutorial."""
-
-    kind: ClassVar[str] = "noise_net"
-    init_dim: int = 64
-    dim_mults: tuple[int, ...] = (1, 2, 4, 8, 16)
-    attn_resolutions: tuple[int, ...] = (16,)
-    dtype: str = "float32"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ADM:
-    """The U-Net of improved-diffusion (Nichol & Dhariwal 2021) and guided-diffusion (Dhariwal & Nichol 2021)."""
-
-    kind: ClassVar[str] = "adm"
-    features: int = 128
-    multipliers: tuple[float, ...] = (1.0, 2.0, 2.0, 2.0)
-    """Width of each level, in units of `features`; each level after the first halves height and width."""
-    num_res_blocks: int = 3
-    attention_levels: tuple[int, ...] = (1, 2)
-    num_heads: int = 4
-    head_features: int = 0
-    """Channels of each head, which then decides how many there are; 0 for num_heads of them."""
-    qkv_by_head: bool = True
-    """The projection's channels stand by head, then by q, k, v; off, by q, k, v, then by head (ADM's 64x64 network)."""
-    dropout: float = 0.0
-    num_classes: int = 0
-    """Classes to condition on; 0 for none."""
-    label_dropout: float = 0.0
-    """How often training hides the class. 0 keeps no class for "no class", as the published networks don't."""
-    scale_shift_norm: bool = True
-    """The embedding scales and shifts the second norm of a block, rather than being added before it."""
-    resblock_updown: bool = False
-    """Blocks halve and enlarge, rather than convolutions."""
-    dtype: str = "float32"
-    remat: str = "none"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VDM:
-    """The network of variational diffusion models (Kingma et al. 2021): one resolution, many blocks."""
-
-    kind: ClassVar[str] = "vdm"
-    features: int = 128
-    num_blocks: int = 32
-    """Blocks on the way down; there is one more on the way up."""
-    attention: bool = False
-    """Attend after every block, rather than in the middle only."""
-    fourier: tuple[int, ...] = (6, 7)
-    """The input is seen through sine and cosine of 2 pi 2^n x, too, for each n of these."""
-    dropout: float = 0.1
-    dtype: str = "float32"
-    remat: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

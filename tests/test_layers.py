@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_jax"
 ORDER = (
     ("types", "files"),
-    ("records",),
+    ("records", "networks"),
     ("config",),
     ("diffusion",),
     ("nets",),
