@@ -28,14 +28,17 @@ class Flags:
     """Draw this class only, if the network takes classes; else every class in turn."""
     raw: bool = False
     """Use the weights of the last step, not their average over training."""
+    ema_sigma_rel: float | None = None
+    """Use the average of this length, a share of the run so far below 0.2887, in place of the one that was kept: made
+    of the snapshots of a run with --optimizer.ema-sigma-rels."""
     checkpoint: int | None = None
     """The step to read; the newest if not given."""
     frames: int = 51
     """Moments of the denoising to show in the strip (every fifth) and the GIF; 0 for neither."""
     interpolate: int = 0
     """Also walk between this many pairs of real images, read from the run's data, through their noised versions."""
-    interpolate_from: int | None = None
-    """The step, of those visited, to which they are noised; the middle one if not given."""
+    interpolate_from: float | None = None
+    """The step of the schedule to which they are noised; the middle of the way if not given."""
     singles: flags.Place | None = None
     """Also write every image as a PNG of its own into this folder."""
     npz: flags.Place | None = None
@@ -57,21 +60,33 @@ def main(args: list[str]) -> None:
         raise ValueError(f"--npz must end in .npz, got {asked.npz}")
     if asked.frames < 0 or asked.frames == 1:
         raise ValueError(f"--frames must be 0 or at least 2, got {asked.frames}")
+    if asked.raw and asked.ema_sigma_rel is not None:
+        raise ValueError(f"--raw is no average, --ema-sigma-rel {asked.ema_sigma_rel} is one: give one of the two")
     # Imported late: a mistyped flag should not have to wait for JAX.
     from ddpm_jax.cli import drawing
-    from ddpm_jax.training import processes, run
+    from ddpm_jax.training import power_ema, processes, run, snapshots
 
+    if asked.ema_sigma_rel is not None:
+        power_ema.gamma_of(asked.ema_sigma_rel, "--ema-sigma-rel")
     processes.join(asked.launch)
     parts, state = run.load(workdir, step=asked.checkpoint)
+    params = state.params if asked.raw else state.ema
+    if asked.ema_sigma_rel is not None:
+        made = snapshots.reconstruct(workdir, state, asked.ema_sigma_rel)
+        params = made.params
+        if processes.writes():
+            source = f"{made.num_snapshots} snapshots before step {int(state.step)}"
+            print(f"average of sigma_rel {asked.ema_sigma_rel} from {source}; its profile is met to {made.misfit:.1g}")
     of = drawing.Drawing(
         parts=parts,
-        params=state.params if asked.raw else state.ema,
+        params=params,
         settings=asked.sampling,
         seed=asked.seed,
         label=asked.label,
         out=out,
     )
-    halfway = drawing.halfway(of, asked.interpolate_from)
+    drawing.check(of)
+    halfway = drawing.halfway(of, asked.interpolate_from) if asked.interpolate else 0.0
     drawing.images(of, num=asked.num, batch_size=asked.batch_size, singles=asked.singles, npz=asked.npz)
     if asked.frames:
         drawing.denoising(of, num=min(asked.num, 8), frames=asked.frames)

@@ -107,6 +107,9 @@ class Optimizer:
     """Largest global norm of the gradient; 0 for no clipping."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights once warm; it starts as (1 + step) / (10 + step)."""
+    ema_sigma_rels: tuple[float, ...] = ()
+    """Lengths, as shares of the run so far, of further averages (Karras et al. 2024): from snapshots of two, 0.05 0.1,
+    sample.py makes one of any length. Each takes the memory of the parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,17 +117,25 @@ class Sampling:
     """How images are drawn, in training's previews and in sample.py."""
 
     sampler: str = "ddpm"
-    """ddpm or ddim."""
+    """ddpm, ddim, ...: sampling/samplers.py has them all."""
+    sampler_args: tuple[tuple[str, float], ...] = ()
+    """Further settings of the sampler, as NAME VALUE pairs: --sampling.sampler-args order 3"""
     steps: tuple[int, ...] = ()
-    """How many steps of the schedule to visit; several numbers for as many sections; empty for all."""
+    """How many steps; several numbers (spacing even) for as many sections of the schedule; empty for all."""
     spacing: str = "even"
-    """Which steps: even, ddim or trailing."""
+    """Where they lie: even, ddim, leading, trailing, quadratic, log_snr, karras, edm or beta."""
+    spacing_args: tuple[tuple[str, float], ...] = ()
+    """Further settings of the spacing, as NAME VALUE pairs: --sampling.spacing-args rho 5"""
+    process: str = ""
+    """Walk along vp, sub_vp, ve, edm or flow, whatever the network was trained on; empty for its own schedule."""
     variance: str = ""
     """For ddpm: large, small, medium:F, learned or learned_range; empty for the run's own, diffusion.variance."""
     eta: float = 0.0
     """For ddim: 0 is deterministic, 1 as noisy as ddpm with the small variance."""
     clip: bool = True
     """Keep the prediction of x_0 in [-1, 1]."""
+    dynamic_threshold: float = 0.0
+    """Clip each image to this quantile of its own values, 0.995 say, and divide by it; 0 for [-1, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +152,8 @@ class Run:
     keep_last: int = 3
     keep_every: int = 0
     """Also keep for good each checkpoint whose step is a multiple of this; 0 for none."""
+    ema_snapshot_every: int = 0
+    """Steps between snapshots of optimizer.ema_sigma_rels, all kept, in WORKDIR/ema; a hundred in a run are plenty."""
     steps_per_dispatch: int = 1
     """Training steps in one call to the device; more than one helps accelerators and hurts CPUs."""
     on_nonfinite: str = "stop"

@@ -21,7 +21,7 @@ def denoise(x_t, time):
     return sigma * (x_t - alpha * 0.3) / (alpha**2 * 0.25 + sigma**2)
 
 
-OPTIONS = {"t": 25, "num": 9, "step": ddim(), "batch_size": 9, "clip": False}
+OPTIONS = {"t": 25, "num": 9, "sampler": ddim(), "batch_size": 9, "clip": False}
 
 
 def test_the_ends_are_the_endpoints_own_reconstructions():
@@ -48,10 +48,11 @@ def test_the_ends_are_the_walk_back_from_their_own_x_t():
         sample(
             KEY,
             denoise,
-            schedules.respace(SCHEDULE, range(26)),
+            SCHEDULE,
+            times=range(25, -2, -1),
             shape=(4, 4, 1),
             x_T=jnp.full((1, 4, 4, 1), start),
-            step=ddim(),
+            sampler=ddim(),
             clip=False,
         )
         for start in (0.0, 1.0)
@@ -64,13 +65,13 @@ def test_barely_noised_images_come_back():
     np.testing.assert_allclose(strip, PAIR, atol=0.2)  # sigma_0 is 0.045
 
 
-@pytest.mark.parametrize("step", [ddim(), ddpm()])
-def test_an_affine_denoiser_mixes_the_images_evenly(step):
+@pytest.mark.parametrize("sampler", [ddim(), ddpm()])
+def test_an_affine_denoiser_mixes_the_images_evenly(sampler):
     """A Gaussian world is affine in x_t: equal parts of latents are equal parts of images, symmetric about the middle.
 
     With ddpm's noise too, for all mixtures share it.
     """
-    strip = interpolate(KEY, denoise, SCHEDULE, PAIR, **OPTIONS | {"step": step})
+    strip = interpolate(KEY, denoise, SCHEDULE, PAIR, **OPTIONS | {"sampler": sampler})
     part = np.linspace(0, 1, 9).reshape(9, 1, 1, 1)
     np.testing.assert_allclose(strip, (1 - part) * strip[0] + part * strip[-1], atol=1e-5)
     np.testing.assert_allclose(strip + strip[::-1], np.broadcast_to(2 * strip[4], strip.shape), atol=1e-5)

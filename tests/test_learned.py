@@ -126,11 +126,11 @@ def test_a_sampler_with_the_exact_variance_draws_the_exact_gaussian_in_five_step
         return jnp.concatenate([x_0, jnp.broadcast_to(logs[t][:, None, None, None], x_0.shape)], axis=-1)
 
     options = {"shape": (16, 16, 1), "num": 256, "batch_size": 256, "prediction": "x0", "clip": False}
-    images = sample(KEY, denoise, schedule, step=ddpm(variance=variance), **options)
+    images = sample(KEY, denoise, schedule, sampler=ddpm(variance=variance), **options)
     left = np.exp(exact_variance(schedule, std)[0])
     wanted = np.sqrt(std**2 - left)
     assert images.std() == pytest.approx(wanted, abs=4 * wanted / np.sqrt(2 * images.size))
-    fixed = sample(KEY, denoise, schedule, step=ddpm(variance="small"), **options)
+    fixed = sample(KEY, denoise, schedule, sampler=ddpm(variance="small"), **options)
     assert fixed.std() < 0.9 * std
 
 

@@ -88,7 +88,10 @@ def test_train_answers_a_mistake_with_one_line_that_names_the_way_out(call, args
         (["{run}", "--eta", "2", "--sampler", "ddim"], "eta must lie in [0, 1], got 2.0"),
         (["{run}", "--variance", "learned"], ": --variance learned needs a run of that --diffusion.variance"),
         (["{run}", "--frames", "1"], "--frames must be 0 or at least 2, got 1"),
-        (["{run}", "--interpolate", "1", "--interpolate-from", "10"], "--interpolate-from must lie in 0 .. 9, got 10"),
+        (
+            ["{run}", "--interpolate", "1", "--interpolate-from", "40"],
+            "--interpolate-from must lie in 0 .. 39, got 40.0",
+        ),
     ],
 )
 def test_sample_answers_a_mistake_with_one_line_that_names_the_way_out(call, tiny_run, args, message, capsys, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.diffusion.forward import q_sample
+from ddpm_jax.diffusion.levels import visit
 from ddpm_jax.diffusion.parameterization import PREDICTIONS, convert
 from ddpm_jax.sampling import ddim, ddpm, frame_steps, sample, sample_batch, sample_path
 
@@ -67,7 +68,7 @@ def test_the_sampler_draws_the_gaussian_it_was_given(name):
     mean, std, slope = exact_moments(name, np.linspace(1e-4, 0.02, 1000))
     assert mean == pytest.approx(MEAN, abs=0.01)
     assert std == pytest.approx(STD, abs=0.01)
-    options = {"shape": SHAPE, "num": 64, "step": STEPS[name], "clip": False}
+    options = {"shape": SHAPE, "num": 64, "sampler": STEPS[name], "clip": False}
     images = sample(KEY, GAUSSIAN["eps"], LINEAR, **options)
     assert images.mean() == pytest.approx(mean, abs=4 * std / np.sqrt(images.size))
     assert images.std() == pytest.approx(std, abs=4 * std / np.sqrt(2 * images.size))
@@ -86,13 +87,13 @@ def test_a_short_loop_has_the_exact_moments_of_its_own_steps(name):
     alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[49::50]
     betas = 1 - alpha_bars / np.append(1, alpha_bars[:-1])
     mean, std, _ = exact_moments(name, betas)
-    images = sample(KEY, GAUSSIAN["eps"], SHORT, shape=(32, 32, 1), num=256, step=STEPS[name], clip=False)
+    images = sample(KEY, GAUSSIAN["eps"], SHORT, shape=(32, 32, 1), num=256, sampler=STEPS[name], clip=False)
     assert images.mean() == pytest.approx(mean, abs=4 * std / np.sqrt(images.size))
     assert images.std() == pytest.approx(std, abs=4 * std / np.sqrt(2 * images.size))
 
 
 def test_every_prediction_gives_the_same_images():
-    options = {"shape": SHAPE, "num": 64, "step": STEPS["small"], "clip": False}
+    options = {"shape": SHAPE, "num": 64, "sampler": STEPS["small"], "clip": False}
     images = {name: sample(KEY, GAUSSIAN[name], LINEAR, **options, prediction=name) for name in PREDICTIONS}
     for name in PREDICTIONS:
         np.testing.assert_allclose(images[name], images["eps"], atol=2e-4, err_msg=name)
@@ -108,7 +109,7 @@ def test_deterministic_ddim_of_a_point_walks_the_line_to_it():
         LINEAR,
         shape=SHAPE,
         batch_size=1,
-        step=ddim(),
+        sampler=ddim(),
         prediction="x0",
         x_T=x_T,
         frames=5,
@@ -133,7 +134,7 @@ def test_clipping_keeps_the_prediction_of_x_0_within_the_data():
 def test_ddims_direction_follows_the_clipped_x_0():
     """Then a constant x_0 of 3, clipped to 1, walks the line to 1: eps of x_t and 1 never changes."""
     far = lambda x_t, time: 3 * jnp.ones_like(x_t)  # noqa: E731
-    options = {"shape": (2, 2, 1), "batch_size": 1, "prediction": "x0", "frames": 21, "step": STEPS["ddim"]}
+    options = {"shape": (2, 2, 1), "batch_size": 1, "prediction": "x0", "frames": 21, "sampler": STEPS["ddim"]}
     _, path = sample_path(KEY, far, SHORT, **options)
     alpha, sigma = (
         table[::-1].reshape(20, 1, 1, 1, 1) for table in (SHORT.sqrt_alpha_bars, SHORT.sqrt_one_minus_alpha_bars)
@@ -157,7 +158,7 @@ def test_the_network_is_traced_once_whatever_the_number_of_images():
 
 def test_an_image_depends_on_its_key_and_number_only():
     """Not on the batch size, the others in the batch, or their order; another key is another image."""
-    options = {"shape": (4, 4, 1), "step": STEPS["large"]}
+    options = {"shape": (4, 4, 1), "sampler": STEPS["large"]}
     all_of_them = sample(KEY, GAUSSIAN["eps"], SHORT, num=64, **options)
     for batch_size in (1, 7):
         np.testing.assert_allclose(
@@ -239,7 +240,7 @@ def test_the_loop_runs_inside_a_jit_of_ones_own():
     @jax.jit
     def drawn(key, slope):
         denoise = jax.tree_util.Partial(lambda slope, x_t, time: slope * x_t, slope)
-        return sample_batch(key, jnp.arange(3), denoise, SHORT, shape=(2, 2, 1))[0]
+        return sample_batch(key, jnp.arange(3), denoise, visit(SHORT), shape=(2, 2, 1))[0]
 
     expected = sample(KEY, lambda x_t, time: 0.2 * x_t, SHORT, shape=(2, 2, 1), num=3, batch_size=3)
     np.testing.assert_allclose(drawn(KEY, 0.2), expected, atol=1e-6)

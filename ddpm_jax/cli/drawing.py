@@ -16,7 +16,7 @@ from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.files import Place
 from ddpm_jax.training import processes
-from ddpm_jax.training.draw import draw, labels_of, sampler, width
+from ddpm_jax.training.draw import draw, labels_of, way, width
 from ddpm_jax.training.run import Parts, num_classes, without_class
 
 MOST_IN_GRID = 400
@@ -43,7 +43,7 @@ class Drawing:
 @contextlib.contextmanager
 def _bar(of: Drawing, batches: int, title: str) -> Iterator[Callable[[Any], None]]:
     """A progress bar over all steps of all batches, to be called from inside the sampling loop."""
-    steps = sampler(of.parts, of.settings)[0].num_steps
+    steps = way(of.parts, of.settings).num_steps
     with tqdm(total=steps * batches, desc=title, unit="step", disable=not processes.writes()) as bar:
 
         def on_step(done: Any) -> None:
@@ -106,7 +106,7 @@ def denoising(of: Drawing, *, num: int, frames: int) -> None:
         )
     if not processes.writes():
         return
-    steps = sampler(of.parts, of.settings)[0].num_steps
+    steps = way(of.parts, of.settings).num_steps
     left = steps - sampling.frame_steps(steps, frames)
     x_t, x_0 = np.asarray(path.x_t), np.asarray(path.x_0)
     shown = np.unique(np.round(np.linspace(0, frames - 1, min(frames, 11))).astype(int))
@@ -123,26 +123,37 @@ def denoising(of: Drawing, *, num: int, frames: int) -> None:
     print(f"wrote {still} and {film}")
 
 
-def halfway(of: Drawing, t: int | None) -> int:
-    """The index, among the steps that are visited, from which images are interpolated; the middle one for None.
+def check(of: Drawing) -> None:
+    """Find out before anything is drawn what can't be.
 
     Raises:
-        ValueError: if t isn't one of them, or for settings that can't be.
+        ValueError: for settings that can't be, by the names of sample.py's flags.
     """
-    steps = sampler(of.parts, of.settings, under="--")[0].num_steps
-    if t is not None and not 0 <= t < steps:
-        raise ValueError(f"--interpolate-from must lie in 0 .. {steps - 1}, got {t}")
-    return steps // 2 if t is None else t
+    way(of.parts, of.settings, under="--")
 
 
-def interpolation(of: Drawing, *, pairs: int, t: int, num: int = 9) -> None:
+def halfway(of: Drawing, t: float | None) -> float:
+    """The place on the schedule from which images are interpolated; the middle of the way for None.
+
+    Raises:
+        ValueError: if t doesn't lie on it, for a way along another process, or for settings that can't be.
+    """
+    chosen, last = way(of.parts, of.settings, under="--"), of.parts.schedule.num_steps - 1
+    if chosen.along is not None:
+        raise ValueError(f"--interpolate walks the network's own schedule, got --process {of.settings.process}")
+    if t is not None and not 0 <= t <= last:
+        raise ValueError(f"--interpolate-from must lie in 0 .. {last}, got {t}")
+    return float(chosen.times[chosen.num_steps // 2]) if t is None else t
+
+
+def interpolation(of: Drawing, *, pairs: int, t: float, num: int = 9) -> None:
     """Write OUT_interpolation.png: real images at both ends, between them what their mixed noised versions become.
 
     Raises:
         ValueError: for a network that must be told a class.
     """
     config = of.parts.config
-    schedule, step = sampler(of.parts, of.settings)
+    chosen = way(of.parts, of.settings)
     batch = data.batch_at(data.load(config.data), seed=of.seed, step=0, batch_size=2 * pairs)
     classes = num_classes(config)
     if classes and not without_class(config):
@@ -153,14 +164,13 @@ def interpolation(of: Drawing, *, pairs: int, t: int, num: int = 9) -> None:
         between = sampling.interpolate(
             jax.random.fold_in(jax.random.key(of.seed), i),
             nets.denoiser(of.parts.module, of.params),
-            schedule,
+            of.parts.schedule,
             ends,
             t=t,
             num=num,
             batch_size=num,
-            step=step,
+            **chosen.options(),
             prediction=config.diffusion.prediction,
-            clip=of.settings.clip,
             conditions=np.full(num, classes) if classes else None,  # "no class": a mixture has none
         )
         rows.append(np.concatenate([ends[:1], between, ends[1:]]))
@@ -169,4 +179,4 @@ def interpolation(of: Drawing, *, pairs: int, t: int, num: int = 9) -> None:
     mixed = [f"{part:.2f}" for part in np.linspace(0, 1, num)]
     path = of.beside("interpolation.png")
     pictures.save_png(path, pictures.strip(np.stack(rows), titles=["source", *mixed, "source"]))
-    print(f"wrote {path}, by way of t = {t}")
+    print(f"wrote {path}, by way of t = {t:g}")

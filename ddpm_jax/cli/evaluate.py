@@ -64,7 +64,7 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> dict:
     from ddpm_jax import data
     from ddpm_jax.evaluation import frechet, probe
     from ddpm_jax.training import run
-    from ddpm_jax.training.draw import draw, sampler
+    from ddpm_jax.training.draw import draw, way
 
     def floats(source: data.Source) -> np.ndarray:
         return data.to_float(source.images[np.arange(len(source))])
@@ -80,7 +80,7 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> dict:
     else:
         parts, state = run.load(workdir, step=asked.checkpoint)
         params = state.params if asked.raw else state.ema
-        sampler(parts, asked.sampling, under="--")
+        way(parts, asked.sampling, under="--")
         num = asked.num or len(others)
         images, _ = draw(parts, params, seed=asked.seed, num=num, settings=asked.sampling, batch_size=128)
     distance = frechet.with_floor(images, real, others)

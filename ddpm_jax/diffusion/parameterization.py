@@ -124,3 +124,20 @@ def convert(schedule: Schedule, output: Images, x_t: Images, t: Steps, *, source
 def x0_and_eps(schedule: Schedule, output: Images, x_t: Images, t: Steps, *, source: str) -> tuple[Images, Images]:
     """Both parts of x_t that an output [B, ...] of kind `source` stands for, at the price of one conversion."""
     return pick(_TABLE, source, "source").split(_level(schedule, t, x_t), x_t, output)
+
+
+def x0_and_eps_at(
+    level: NoiseLevel, output: jax.Array, x_t: jax.Array, *, source: str, preserving: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """`x0_and_eps` at a noise level that broadcasts against x_t [B, ...].
+
+    With preserving=False alpha^2 + sigma^2 may be anything; v is alpha eps - sigma x_0 there, too.
+
+    Raises:
+        ValueError: if source isn't one of PREDICTIONS.
+    """
+    x_0, eps = pick(_TABLE, source, "prediction").split(level, x_t, output)
+    if source == "v" and not preserving:
+        size = level.alpha**2 + level.sigma**2
+        return x_0 / size, eps / size
+    return x_0, eps

@@ -27,52 +27,65 @@ LogVariance = Callable[[Schedule, jax.Array, jax.Array | None], jax.Array]
 """(schedule, t int [B], v [B, ...] or None) -> log variance, [B] if it is fixed, else [B, ...]."""
 
 
-def large(schedule: Schedule, t: jax.Array, v: jax.Array | None = None) -> jax.Array:
-    """beta_t: right for x_0 ~ N(0, I) (Ho et al. 2020, Sec. 3.2)."""
-    del v
-    return jnp.where(t > 0, jnp.log(schedule.betas[t]), schedule.posterior_log_variance_clipped[0])
+Mix = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""(log small, log large, v [B, ...] or None) -> log variance; the first two broadcast against v."""
 
 
-def small(schedule: Schedule, t: jax.Array, v: jax.Array | None = None) -> jax.Array:
-    """beta_tilde_t, the posterior's: right for x_0 known to a point (Ho et al. 2020, Sec. 3.2)."""
-    del v
-    return schedule.posterior_log_variance_clipped[t]
+def _large(low: jax.Array, high: jax.Array, v: jax.Array | None) -> jax.Array:
+    return high
 
 
-def _between(schedule: Schedule, t: jax.Array, fraction: jax.Array | float) -> jax.Array:
-    """From small (0) to large (1) in the logarithm; `fraction` [] or [B, ...]."""
-    low, high = small(schedule, t), large(schedule, t)
-    if jnp.ndim(fraction):
-        low, high = per_image(low, jnp.asarray(fraction)), per_image(high, jnp.asarray(fraction))
+def _small(low: jax.Array, high: jax.Array, v: jax.Array | None) -> jax.Array:
+    return low
+
+
+def _learned(low: jax.Array, high: jax.Array, v: jax.Array | None) -> jax.Array:
+    return _said(v)
+
+
+def _learned_range(low: jax.Array, high: jax.Array, v: jax.Array | None) -> jax.Array:
+    fraction = (_said(v) + 1) / 2
     return fraction * high + (1 - fraction) * low
 
 
 @functools.lru_cache
+def _medium(fraction: float) -> Mix:
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"medium:F takes F in [0, 1], got {fraction}")
+    return lambda low, high, v: fraction * high + (1 - fraction) * low
+
+
+@functools.lru_cache
+def _from_table(mix: Mix) -> LogVariance:
+    """The mixture of both ends as a schedule's tables have them."""
+
+    def log_variance(schedule: Schedule, t: jax.Array, v: jax.Array | None = None) -> jax.Array:
+        low = schedule.posterior_log_variance_clipped[t]
+        high = jnp.where(t > 0, jnp.log(schedule.betas[t]), schedule.posterior_log_variance_clipped[0])
+        if v is not None and mix is _learned_range:
+            low, high = per_image(low, v), per_image(high, v)
+        return mix(low, high, v)
+
+    return log_variance
+
+
+large = _from_table(_large)
+"""beta_t: right for x_0 ~ N(0, I) (Ho et al. 2020, Sec. 3.2)."""
+small = _from_table(_small)
+"""beta_tilde_t, the posterior's: right for x_0 known to a point (Ho et al. 2020, Sec. 3.2)."""
+learned = _from_table(_learned)
+"""The network's own number is the log variance."""
+learned_range = _from_table(_learned_range)
+"""The network picks between small (v = -1) and large (v = 1) (Nichol & Dhariwal 2021, Eq. 15). v isn't bounded."""
+
+
 def medium(fraction: float) -> LogVariance:
     """A fixed mixture of the logarithms, small at 0 and large at 1 (Salimans & Ho 2022, code).
 
     Raises:
         ValueError: if fraction lies outside [0, 1].
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"medium:F takes F in [0, 1], got {fraction}")
-
-    def between(schedule: Schedule, t: jax.Array, v: jax.Array | None = None) -> jax.Array:
-        del v
-        return _between(schedule, t, fraction)
-
-    return between
-
-
-def learned(schedule: Schedule, t: jax.Array, v: jax.Array | None = None) -> jax.Array:
-    """The network's own number is the log variance."""
-    del schedule, t
-    return _said(v)
-
-
-def learned_range(schedule: Schedule, t: jax.Array, v: jax.Array | None = None) -> jax.Array:
-    """The network picks between small (v = -1) and large (v = 1) (Nichol & Dhariwal 2021, Eq. 15). v isn't bounded."""
-    return _between(schedule, t, (_said(v) + 1) / 2)
+    return _from_table(_medium(fraction))
 
 
 def _said(v: jax.Array | None) -> jax.Array:
@@ -81,18 +94,18 @@ def _said(v: jax.Array | None) -> jax.Array:
     return v
 
 
-VARIANCES: dict[str, LogVariance] = {
-    "large": large,
-    "small": small,
-    "medium:0.5": medium(0.5),  # or any other number
-    "learned": learned,
-    "learned_range": learned_range,
+MIXES: dict[str, Mix] = {
+    "large": _large,
+    "small": _small,
+    "medium:0.5": _medium(0.5),  # or any other number
+    "learned": _learned,
+    "learned_range": _learned_range,
 }
 LEARNED = ("learned", "learned_range")
 
 
-def variance(name: str, argument: str = "variance") -> LogVariance:
-    """The log variance of that name: one of VARIANCES, or "medium:F" with F from 0 to 1.
+def mix(name: str, argument: str = "variance") -> Mix:
+    """How a variance of that name lies between small and large: one of MIXES, or "medium:F" with F from 0 to 1.
 
     Equal names give the same function, so that a compiled loop is found again.
 
@@ -101,10 +114,15 @@ def variance(name: str, argument: str = "variance") -> LogVariance:
     """
     fraction = re.fullmatch(r"medium:(\d*\.?\d+)", name)
     if not fraction:
-        return pick(VARIANCES, name, argument)
+        return pick(MIXES, name, argument)
     if float(fraction[1]) > 1:
         raise ValueError(f"{argument} medium:F takes F in [0, 1], got {name}")
-    return medium(float(fraction[1]))
+    return _medium(float(fraction[1]))
+
+
+def variance(name: str, argument: str = "variance") -> LogVariance:
+    """The log variance of that name on a schedule's own steps; names and errors as in `mix`."""
+    return _from_table(mix(name, argument))
 
 
 def is_learned(name: str) -> bool:

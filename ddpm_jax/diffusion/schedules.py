@@ -28,6 +28,7 @@ __all__ = [
     "jsd",
     "laplace",
     "linear",
+    "log_alpha_bars",
     "log_snr_linear",
     "quadratic",
     "respace",
@@ -178,7 +179,7 @@ def log_snr_linear(num_steps: int = 1000, start: float = 13.3, end: float = -5.0
     return from_log_snr(lambda u: start + (end - start) * (u * size - 1) / max(size - 1, 1), size)
 
 
-def _log_alpha_bars(schedule: Schedule) -> np.ndarray:
+def log_alpha_bars(schedule: Schedule) -> np.ndarray:
     """log alpha_bar [T] in float64, from the float32 table that keeps each alpha best."""
     betas, alphas = np.asarray(schedule.betas, np.float64), np.asarray(schedule.alphas, np.float64)
     with np.errstate(divide="ignore"):
@@ -190,7 +191,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
     Train with v, flow or x0 on the result: at the last step eps says nothing about x_0.
     """
-    root = np.exp(_log_alpha_bars(schedule) / 2)
+    root = np.exp(log_alpha_bars(schedule) / 2)
     if root.size < 2:
         raise ValueError("a schedule of one step has no last SNR beside its first to move")
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -208,9 +209,9 @@ def shift(schedule: Schedule, factor: float) -> Schedule:
     """
     if not (factor > 0 and np.isfinite(factor)):
         raise ValueError(f"factor must be a positive number, got {factor}")
-    log_alpha_bars = _log_alpha_bars(schedule)
+    logs = log_alpha_bars(schedule)
     with np.errstate(divide="ignore"):
-        log_snr = log_alpha_bars - np.log(-np.expm1(log_alpha_bars)) + 2 * np.log(factor)
+        log_snr = logs - np.log(-np.expm1(logs)) + 2 * np.log(factor)
     return from_log_alpha_bars(log_expit(log_snr), np.asarray(schedule.times))
 
 
@@ -229,7 +230,7 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
         raise ValueError(
             f"timesteps must rise within 0 .. {schedule.num_steps - 1}, got {steps[:5].tolist()} .. {steps[-1]}"
         )
-    return from_log_alpha_bars(_log_alpha_bars(schedule)[steps], np.asarray(schedule.times)[steps])
+    return from_log_alpha_bars(log_alpha_bars(schedule)[steps], np.asarray(schedule.times)[steps])
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

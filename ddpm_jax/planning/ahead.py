@@ -18,10 +18,10 @@ from ddpm_jax.config import Config
 from ddpm_jax.planning import collectives
 from ddpm_jax.planning.collectives import Collective
 from ddpm_jax.planning.targets import Target
-from ddpm_jax.sampling.loop import sample_batch
+from ddpm_jax.sampling import loop
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
-from ddpm_jax.training.draw import sampler
+from ddpm_jax.training.draw import way
 from ddpm_jax.training.run import Parts, abstract_arguments, build, make_train_step, num_classes
 
 QUICK = -1.0
@@ -96,19 +96,22 @@ def compile_sampler(parts: Parts, target: Target, *, effort: float = QUICK) -> A
         as `compile_step`.
     """
     config = parts.config
-    schedule, step = sampler(parts, config.sampling)
+    chosen, prediction = way(parts, config.sampling), config.diffusion.prediction
+    levels = loop.way(
+        parts.schedule, chosen.times, along=chosen.along, sampler=chosen.sampler, prediction=prediction, padded=False
+    )
     rows, whole = mesh_lib.split(parts.mesh), mesh_lib.replicated(parts.mesh)
 
     def draw(params: Any, key: jax.Array, indices: jax.Array, labels: jax.Array | None) -> jax.Array:
-        return sample_batch(
+        return loop.sample_batch(
             key,
             indices,
             nets.denoiser(parts.module, params),
-            schedule,
+            levels,
             shape=config.data.shape,
-            step=step,
-            prediction=config.diffusion.prediction,
-            clip=config.sampling.clip,
+            sampler=chosen.sampler,
+            prediction=prediction,
+            clip=chosen.clip,
             conditions=labels,
         )[0]
 
@@ -155,9 +158,9 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
         known: dict[str, Any] = _known(parts, target, config) | _state_bytes(parts, draws)
         return Plan(**known, peak=_needed(str(error)), fits=False, refusal=_first_line(str(error))), None
     took = time.perf_counter() - begun
-    steps = sampler(parts, config.sampling)[0].num_steps if draws else 1
+    chosen = way(parts, config.sampling)
     on_cpu = target.chip.platform == "cpu"
-    trips = steps if draws else 1 if on_cpu else config.devices.accumulate  # on CPU the parts are laid out
+    trips = chosen.num_steps if draws else 1 if on_cpu else config.devices.accumulate  # on CPU the parts are laid out
     found = collectives.read(program.as_text(), len(target.devices), trips=trips)
     state, peak = _state_bytes(parts, draws), _peak(program.memory_analysis())
     # Outside the loop stands the optimizer, which reads and writes the state.
@@ -170,7 +173,7 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
         peak=peak,
         fits=not peak > target.memory,
         flops=cost["flops"],
-        model_flops=model_flops(config) * share * (steps if draws else 3),
+        model_flops=model_flops(config) * share * (trips * chosen.sampler.evaluations if draws else 3),
         bytes_accessed=cost["bytes accessed"],
         compute_seconds=math.nan if on_cpu else cost["optimal_seconds"],
         link_seconds=sum(_seconds(each, target, config.devices.fsdp) for each in found),
@@ -187,7 +190,7 @@ def check(config: Config, target: Target) -> Parts:
     """
     parts = build(config, devices=target.devices)
     mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
-    sampler(parts, config.sampling)
+    way(parts, config.sampling)
     return parts
 
 

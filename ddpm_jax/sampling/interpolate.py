@@ -1,5 +1,6 @@
 """Between two images through the latent space (Ho et al. 2020, Sec. 4.4, Fig. 8), and the walk back with x_0 known."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.forward import q_sample
-from ddpm_jax.diffusion.schedules import Schedule, respace
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.sampling.ancestral import ddpm
 from ddpm_jax.sampling.loop import Path, sample, sample_path
-from ddpm_jax.sampling.steps import ddpm
 from ddpm_jax.types import Denoiser
 
 
@@ -19,37 +20,51 @@ def interpolate(
     schedule: Schedule,
     x_0: jax.Array,
     *,
-    t: int,
+    t: float,
     num: int = 9,
+    times: Sequence[float] | np.ndarray | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Noise both images of x_0 [2, H, W, C] to step t, mix them in `num` even parts, and denoise each mixture.
 
-    All mixtures share the noise of their way back, so that only the mixture differs. `options` as in `sampling.sample`.
+    All mixtures share the noise of their way back, so that only the mixture differs. They go from t on to those of
+    `times` that lie below it; all steps, if not given. `options` as in `sampling.sample`.
 
     Returns:
         [num, H, W, C], from the first image's reconstruction to the second's.
 
     Raises:
-        ValueError: if x_0 isn't a pair, num is below 2, or t isn't an index of the schedule.
+        ValueError: if x_0 isn't a pair, num is below 2, or t doesn't lie on the schedule.
     """
     if x_0.shape[0] != 2 or num < 2:
         raise ValueError(f"interpolation takes a pair of images and num >= 2, got {x_0.shape[0]} images and num={num}")
-    if not 0 <= t < schedule.num_steps:
-        raise ValueError(f"t must lie in 0 .. {schedule.num_steps - 1}, got {t}")
+    way = from_place(schedule, t, times)
     key_eps, key_back = jax.random.split(key)
-    ends = q_sample(schedule, x_0, jnp.full(2, t), jax.random.normal(key_eps, x_0.shape))
+    ends = q_sample(schedule, x_0, jnp.full(2, float(t)), jax.random.normal(key_eps, x_0.shape))
     part = jnp.linspace(0, 1, num).reshape(num, *[1] * (x_0.ndim - 1))
     return sample(
         key_back,
         denoise,
-        respace(schedule, range(t + 1)),
+        schedule,
         shape=x_0.shape[1:],
         num=num,
+        times=way,
         x_T=(1 - part) * ends[0] + part * ends[1],
         indices=np.zeros(num, int),
         **options,
     )
+
+
+def from_place(schedule: Schedule, t: float, times: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
+    """The part of a way, `times` or all steps, that begins at t: t itself, then what lies below it, then the image.
+
+    Raises:
+        ValueError: if t isn't on the schedule.
+    """
+    if not 0 <= t <= schedule.num_steps - 1:
+        raise ValueError(f"t must lie in 0 .. {schedule.num_steps - 1}, got {t}")
+    way = np.arange(schedule.num_steps - 1, -2, -1.0) if times is None else np.asarray(times, np.float64)
+    return np.concatenate([[t], way[way < t]])
 
 
 def walk_back(key: jax.Array, schedule: Schedule, x_0: jax.Array, *, frames: int = 8) -> Path:
@@ -67,7 +82,7 @@ def walk_back(key: jax.Array, schedule: Schedule, x_0: jax.Array, *, frames: int
         shape=x_0.shape[1:],
         num=len(x_0),
         batch_size=len(x_0),
-        step=ddpm(variance="small"),
+        sampler=ddpm(variance="small"),
         prediction="x0",
         clip=False,
         x_T=x_T,

@@ -1,10 +1,10 @@
-"""The reverse process: one scan over the steps in one jit, whatever the sampler (Ho et al. 2020, Algorithm 2).
+"""The loop: every sampler over any levels, in one jit (Ho et al. 2020, Algorithm 2, is one of them).
 
 Image i draws all its noise from fold_in(key, i): it is the same image in any batch, on any number of devices.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from ddpm_jax.diffusion.parameterization import convert, x0_and_eps
+from ddpm_jax.diffusion.levels import Level, Levels, visit
+from ddpm_jax.diffusion.parameterization import x0_and_eps_at
+from ddpm_jax.diffusion.processes import Process
 from ddpm_jax.diffusion.reverse import split
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.sampling.steps import Answer, Step, ddpm
+from ddpm_jax.sampling import thresholds
+from ddpm_jax.sampling.ancestral import ddpm
+from ddpm_jax.sampling.sampler import Answer, Model, Sampler
+from ddpm_jax.sampling.thresholds import Threshold
 from ddpm_jax.types import Denoiser
 
 
@@ -37,17 +42,45 @@ def frame_steps(num_steps: int, frames: int) -> np.ndarray:
     return np.round(np.linspace(0, num_steps, frames)).astype(int)
 
 
-@partial(jax.jit, static_argnames=("shape", "step", "prediction", "clip", "frames", "on_step"))
+def ask(
+    denoise: Denoiser,
+    *,
+    prediction: str = "eps",
+    clip: bool | Threshold = True,
+    conditions: Any = None,
+) -> Model:
+    """A network as samplers see it: model(x, level) -> Answer, whatever it predicts and was trained along.
+
+    `clip` is applied to the prediction of x_0; eps follows from what is left of it, so that x = alpha x_0 + sigma eps.
+    The arguments are those of `sample`.
+    """
+    threshold = thresholds.static if clip is True else clip
+    more = () if conditions is None else (conditions,)
+
+    def model(x: jax.Array, level: Level) -> Answer:
+        own_x = level.scale * x
+        output, v = split(denoise(own_x, jnp.full(len(x), level.time), *more), x.shape[-1])
+        x_0, eps = x0_and_eps_at(level.own, output, own_x, source=prediction, preserving=False)
+        if threshold:
+            x_0 = threshold(x_0)
+            none = level.sigma == 0
+            eps = jnp.where(none, eps, (x - level.alpha * x_0) / jnp.where(none, 1.0, level.sigma))
+        return Answer(x_0=x_0.astype(x.dtype), eps=eps.astype(x.dtype), v=v)
+
+    return model
+
+
+@partial(jax.jit, static_argnames=("shape", "sampler", "prediction", "clip", "frames", "on_step"))
 def sample_batch(
     key: jax.Array,
     indices: jax.Array,
     denoise: Denoiser,
-    schedule: Schedule,
+    levels: Levels,
     *,
     shape: tuple[int, ...],
-    step: Step | None = None,
+    sampler: Sampler | None = None,
     prediction: str = "eps",
-    clip: bool = True,
+    clip: bool | Threshold = True,
     x_T: jax.Array | None = None,
     conditions: Any = None,
     frames: int = 0,
@@ -55,61 +88,68 @@ def sample_batch(
 ) -> tuple[jax.Array, Path]:
     """Draw the images whose numbers are `indices` [B], in one compiled loop. For use inside a jit of your own.
 
-    `denoise` must be a pytree: jax.tree_util.Partial(function, parameters, ...). The rest is as in `sample`.
+    `denoise` must be a pytree: jax.tree_util.Partial(function, parameters, ...). `levels` are those of `levels.visit`,
+    with the sampler's stages. The rest is as in `sample`.
 
     Returns:
         images [B, *shape], and the Path of `frames` frames.
     """
-    step = ddpm() if step is None else step
-    last = schedule.num_steps - 1
+    sampler = ddpm() if sampler is None else sampler
+    most = levels.visited.t.shape[0] - 1
+    num_steps = most if levels.num_steps is None else levels.num_steps
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
     key_start, key_steps = keys[:, 0], keys[:, 1]
+    dtype = levels.visited.alpha.dtype
     if x_T is None:
-        x_T = jax.vmap(lambda k: jax.random.normal(k, shape))(key_start)
-    # A moment is written at the step before which so many steps were done; other steps write out of bounds. More frames
-    # than moments show some of them twice.
-    moments, moment_of = np.unique(frame_steps(schedule.num_steps, frames), return_inverse=True)
-    slots = np.full(schedule.num_steps, moments.size)
-    slots[moments[:-1]] = np.arange(moments.size)[:-1]  # the last moment is the image
-    slots = jnp.asarray(slots)
-    more = () if conditions is None else (conditions,)
+        x_T = levels.start_std * jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(key_start)
+    x_T = jnp.asarray(x_T, dtype)
+    moments = _moments(num_steps, frames)
+    model = ask(denoise, prediction=prediction, clip=clip, conditions=conditions)
 
-    def back(carry: tuple[jax.Array, Path], t: jax.Array) -> tuple[tuple[jax.Array, Path], None]:
-        x_t, path = carry
-        ts = jnp.full(indices.shape, t)
-        output = denoise(x_t, schedule.times[ts], *more)
-        output, v = split(output, shape[-1])
-        x_0, eps = x0_and_eps(schedule, output, x_t, ts, source=prediction)
-        if clip:
-            x_0 = jnp.clip(x_0, -1, 1)
-            eps = convert(schedule, x_0, x_t, ts, source="x0", target="eps")
+    def back(i: jax.Array, carry: tuple[Any, Path]) -> tuple[Any, Path]:
+        state, path = carry
+        moved, info = sampler.step(state, model, levels, (i, i + 1))
         if frames:
-            slot = slots[last - t]
-            path = Path(x_t=path.x_t.at[slot].set(x_t, mode="drop"), x_0=path.x_0.at[slot].set(x_0, mode="drop"))
-        z = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, t), shape))(key_steps)
+            now = moments == i
+            path = Path(x_t=_put(path.x_t, now, state.x), x_0=_put(path.x_0, now, info.x_0))
         if on_step is not None:
-            jax.debug.callback(on_step, last - t + 1)
-        return (step(schedule, t, x_t, Answer(x_0=x_0, eps=eps, v=v), z), path), None
+            jax.debug.callback(on_step, i + 1)
+        return moved, path
 
-    empty = jnp.zeros((moments.size, *x_T.shape), x_T.dtype)
-    (x, path), _ = jax.lax.scan(back, (x_T, Path(x_t=empty, x_0=empty)), jnp.arange(last, -1, -1))
+    empty = jnp.zeros((frames, *x_T.shape), dtype)
+    state, path = jax.lax.fori_loop(0, num_steps, back, (sampler.init(key_steps, x_T), Path(x_t=empty, x_0=empty)))
     if frames:
-        path = Path(x_t=path.x_t.at[-1].set(x), x_0=path.x_0.at[-1].set(x))
-        path = jax.tree.map(lambda a: a[moment_of], path) if moments.size < frames else path
-    return x, path
+        end = moments == num_steps
+        path = Path(x_t=_put(path.x_t, end, state.x), x_0=_put(path.x_0, end, state.x))
+    return state.x, path
+
+
+def _moments(num_steps: Any, frames: int) -> jax.Array:
+    """`frame_steps` for a number of steps that may be traced, int [F]."""
+    part = jnp.linspace(0, 1, frames) if frames > 1 else jnp.zeros(frames)
+    return jnp.round(part * num_steps).astype(int)
+
+
+def _put(frames: jax.Array, now: jax.Array, x: jax.Array) -> jax.Array:
+    """Frames [F, ...] with x in those of this moment."""
+    return jax.lax.cond(
+        now.any(), lambda: jnp.where(now.reshape(-1, *[1] * x.ndim), x.astype(frames.dtype), frames), lambda: frames
+    )
 
 
 def sample_path(
     key: jax.Array,
     denoise: Denoiser,
-    schedule: Schedule,
+    schedule: Schedule | Process,
     *,
     shape: tuple[int, ...],
     num: int = 1,
     batch_size: int = 64,
-    step: Step | None = None,
+    sampler: Sampler | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
+    along: Process | None = None,
     prediction: str = "eps",
-    clip: bool = True,
+    clip: bool | Threshold = True,
     indices: jax.Array | np.ndarray | None = None,
     x_T: jax.Array | np.ndarray | None = None,
     conditions: Any = None,
@@ -134,6 +174,8 @@ def sample_path(
                 raise ValueError(f"{name} must have one entry for each of num={num} images, got {got}")
     if x_T is not None and x_T.shape[1:] != tuple(shape):
         raise ValueError(f"x_T must have shape {(num, *shape)}, got {x_T.shape}")
+    sampler = ddpm() if sampler is None else sampler
+    levels = way(schedule, times, along=along, sampler=sampler, prediction=prediction)
     # A pytree of the function and its arrays: arrays are then arguments of the compiled loop, not constants in it.
     if not isinstance(denoise, jax.tree_util.Partial):
         denoise = jax.tree_util.Partial(denoise)
@@ -148,9 +190,9 @@ def sample_path(
             key,
             part["indices"],
             denoise,
-            schedule,
+            levels,
             shape=tuple(shape),
-            step=step,
+            sampler=sampler,
             prediction=prediction,
             clip=clip,
             x_T=part["x_T"],
@@ -162,6 +204,34 @@ def sample_path(
         images.append(to_host(x)[:kept])
         paths.append(jax.tree.map(lambda a: a[:, :kept], to_host(path)))
     return np.concatenate(images), jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *paths)
+
+
+def way(
+    schedule: Schedule | Process,
+    times: Sequence[float] | np.ndarray | None,
+    *,
+    along: Process | None = None,
+    sampler: Sampler,
+    prediction: str = "eps",
+    padded: bool = True,
+) -> Levels:
+    """The levels of `times` for a sampler, padded so that all numbers of steps have one shape.
+
+    Raises:
+        ValueError: as `levels.visit`; for "mean" without a schedule; for a sampler that needs a signal where there is
+            none.
+    """
+    if prediction == "mean" and not isinstance(schedule, Schedule):
+        raise ValueError("the prediction mean needs a schedule: it is of a step, which a process doesn't have")
+    options = {"along": along, "stages": sampler.stages, "stages_in": sampler.stages_in}
+    levels = visit(schedule, times, **options)
+    if sampler.needs_signal and float(levels.visited.alpha[0]) == 0:
+        raise ValueError("this sampler needs some signal at its first level, got alpha = 0: begin below it with times")
+    if not padded:
+        return levels
+    steps = levels.visited.t.size - 1
+    most = schedule.num_steps if isinstance(schedule, Schedule) else 1000
+    return visit(schedule, times, **options, size=max(most, 2 ** (steps - 1).bit_length()) + 1)
 
 
 def spread(tree: Any, sharding: Sharding) -> Any:
@@ -186,32 +256,36 @@ def to_host(tree: Any) -> Any:
 def sample(
     key: jax.Array, denoise: Denoiser, schedule: Schedule, *, shape: tuple[int, ...], num: int = 1, **options: Any
 ) -> np.ndarray:
-    """Draw images [num, *shape] by walking the schedule back from noise.
+    """Draw images [num, *shape] by walking from noise to image.
 
-    Compiled once for a network, schedule length and batch size, whatever `num`; image i depends on (key, i) only.
+    Compiled once for a network, sampler and batch size, whatever `num` and the number of steps; image i depends on
+    (key, i) only.
 
     Args:
         key: jax.random.key(seed).
         denoise: denoise(x_t, time) -> output like x_t, or of twice its channels with a learned variance in the second
             half. With a third argument if `conditions` are given. Time is
-            float32 [B] in [0, 1000), as the network was trained, for respaced schedules too. A plain function's arrays
+            float32 [B] in [0, 1000), as the network was trained, whatever steps are visited. A plain function's arrays
             are compiled in as constants; wrap it in jax.tree_util.Partial (`nets.denoiser` does) to pass them.
-        schedule: its steps are all visited; `schedules.respace` makes a short one of a long one.
+        schedule: what the network was trained on: a `Schedule`, or a `Process` with continuous time.
         shape: of one image, (H, W, C).
         num: how many images.
 
     Options:
         batch_size: images at once; 64.
-        step: from `steps`; ddpm() with the large variance.
+        sampler: from SAMPLERS; ddpm() with the large variance.
+        times: where on the process to stop on the way, noisiest first, the image (-1 on a schedule, 0 on a process)
+            last: see `diffusion.spacings`. All steps of the schedule.
+        along: a `Process` to walk in place of the network's own.
         prediction: what the output means; "eps".
-        clip: keep the prediction of x_0 in [-1, 1]; on.
+        clip: keep the prediction of x_0 in [-1, 1] (on), or a function from `thresholds`.
         indices: the images' numbers int [num]; 0 .. num-1. Equal numbers share their noise.
-        x_T: where to start [num, *shape]; standard normal.
+        x_T: where to start [num, *shape]; normal, as noisy as the first level.
         conditions: arrays [num, ...] that denoise gets as third argument (classes, say).
         sharding: of a batch's first axis over devices.
         on_step: called with the number of steps done, from inside the loop.
 
     Raises:
-        ValueError: for counts or shapes that don't fit, naming them.
+        ValueError: for counts, shapes or times that don't fit, naming them.
     """
     return sample_path(key, denoise, schedule, shape=shape, num=num, **options)[0]

@@ -20,13 +20,13 @@ TRASH = "deleted"
 
 @contextlib.contextmanager
 def open_folder(
-    folder: files.Place, *, keep_last: int = 3, keep_every: int = 0, read_only: bool = False
+    folder: files.Place, *, keep_last: int | None = 3, keep_every: int = 0, read_only: bool = False
 ) -> Iterator[Manager]:
     """The checkpoints of a run; waits for a save in progress on the way out.
 
     Args:
         folder: made if it isn't there. What a killed save left behind is cleared away.
-        keep_last: how many of the newest stay.
+        keep_last: how many of the newest stay; all if None.
         keep_every: those whose step is a multiple of it stay too; 0 for none.
         read_only: leave everything as it is, a save in progress of another process too.
     """
@@ -58,15 +58,16 @@ def newest(folder: files.Place) -> int:
 
 def save(manager: Manager, state: State) -> None:
     """Start to write the state under its step; training goes on meanwhile. A step that is there already stays."""
-    _save(manager, int(state.step), _filled(state))
+    save_tree(manager, int(state.step), _filled(state))
 
 
 def save_many(manager: Manager, step: int, states: Mapping[str, State]) -> None:
     """`save`, of several states by name, or of stacks of states."""
-    _save(manager, step, {name: _filled(state) for name, state in states.items()})
+    save_tree(manager, step, {name: _filled(state) for name, state in states.items()})
 
 
-def _save(manager: Manager, step: int, tree: dict[str, Any]) -> None:
+def save_tree(manager: Manager, step: int, tree: dict[str, Any]) -> None:
+    """`save`, of arrays by name."""
     if step not in manager.all_steps():
         manager.wait_until_finished()
         _empty_trash(manager)
@@ -87,16 +88,17 @@ def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
         FileNotFoundError: if there is none, or not that one, with those that are.
         ValueError: if the checkpoint's arrays aren't those of `like`.
     """
-    return State(**_restore(manager, _filled(like), step))
+    return State(**restore_tree(manager, _filled(like), step))
 
 
 def restore_many(manager: Manager, like: Mapping[str, State], *, step: int | None = None) -> dict[str, State]:
     """`restore`, of what `save_many` wrote, into the memory of this machine where leaves name no devices."""
-    found = _restore(manager, {name: _filled(state) for name, state in like.items()}, step)
+    found = restore_tree(manager, {name: _filled(state) for name, state in like.items()}, step)
     return {name: State(**fields) for name, fields in found.items()}
 
 
-def _restore(manager: Manager, like: dict[str, Any], step: int | None) -> dict[str, Any]:
+def restore_tree(manager: Manager, like: dict[str, Any], step: int | None) -> dict[str, Any]:
+    """`restore`, of what `save_tree` wrote."""
     steps = sorted(manager.all_steps())
     step = manager.latest_step() if step is None else step
     if step not in steps:

@@ -1,39 +1,65 @@
 """Images from a run's network, by the sampler that a config describes."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from ddpm_jax import nets, records
+from ddpm_jax import nets
 from ddpm_jax.config import Sampling
-from ddpm_jax.diffusion import reverse, schedules
-from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.diffusion.spacings import SPACINGS
-from ddpm_jax.sampling import SAMPLERS, Path, sample_path
-from ddpm_jax.sampling.steps import Step
+from ddpm_jax.diffusion import processes, reverse, spacings
+from ddpm_jax.diffusion.processes import Process
+from ddpm_jax.sampling import Path, Sampler, sample_path, samplers, thresholds
+from ddpm_jax.sampling.thresholds import Threshold
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.run import Parts, num_classes
 
 
-def sampler(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> tuple[Schedule, Step]:
-    """The schedule to visit and the step to take, as `settings` say; a variance they leave out is the run's own.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Way:
+    """How images are drawn: what `sampling.sample` is told besides the network."""
+
+    sampler: Sampler
+    times: np.ndarray
+    """Places [S + 1], the image last."""
+    along: Process | None
+    clip: bool | Threshold
+
+    @property
+    def num_steps(self) -> int:
+        return self.times.size - 1
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments."""
+        return {"sampler": self.sampler, "times": self.times, "along": self.along, "clip": self.clip}
+
+
+def way(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> Way:
+    """The sampler and its way as `settings` say; a variance they leave out is the run's own.
 
     Raises:
-        ValueError: for a name, a count or an eta that can't be, or a variance that the network doesn't say. `under` is
-            what the flags of the settings begin with.
+        ValueError: for a name, a count or a setting that can't be, or a variance that the network doesn't say. `under`
+            is what the flags of the settings begin with.
     """
-    schedule, own = parts.schedule, parts.config.diffusion.variance
+    own = parts.config.diffusion.variance
     variance = settings.variance or own
-    reverse.variance(variance, f"{under}variance")  # DDIM has no use for it, but a typo is a typo
+    reverse.mix(variance, f"{under}variance")  # DDIM has no use for it, but a typo is a typo
     if reverse.is_learned(variance) and variance != own:
         raise ValueError(f"{under}variance {variance} needs a run of that --diffusion.variance, got one of {own}")
-    make = records.pick(SAMPLERS, settings.sampler, "sampler")
-    if settings.steps:
-        visit = records.pick(SPACINGS, settings.spacing, "spacing")
-        schedule = schedules.respace(schedule, visit(schedule.num_steps, settings.steps))
-    return schedule, make(variance=variance, eta=settings.eta)
+    usual: dict[str, Any] = {"variance": variance} | ({"eta": settings.eta} if settings.eta else {})
+    sampler = samplers.build(settings.sampler, settings.sampler_args, under=under, **usual)
+    along = processes.build(settings.process, f"{under}process") if settings.process else None
+    walked = processes.of_schedule(parts.schedule) if along is None else along
+    counts = settings.steps
+    if not counts and walked.steps is None:
+        raise ValueError(f"{under}process {settings.process} has no steps of its own: say how many with {under}steps")
+    times = spacings.build(walked, settings.spacing, counts or (walked.steps or 0,), settings.spacing_args, under=under)
+    if settings.dynamic_threshold and not settings.clip:
+        raise ValueError(f"{under}dynamic-threshold {settings.dynamic_threshold} needs {under}clip")
+    clip = thresholds.dynamic(settings.dynamic_threshold) if settings.dynamic_threshold else settings.clip
+    return Way(sampler=sampler, times=times, along=along, clip=clip)
 
 
 def width(parts: Parts, num: int, batch_size: int) -> int:
@@ -75,17 +101,15 @@ def draw(
     Raises:
         ValueError: for a label that the network doesn't have.
     """
-    schedule, step = sampler(parts, settings)
     return sample_path(
         jax.random.key(seed),
         nets.denoiser(parts.module, mesh_lib.whole(parts.mesh, params)),
-        schedule,
+        parts.schedule,
         shape=parts.config.data.shape,
         num=num,
         batch_size=width(parts, num, batch_size),
-        step=step,
+        **way(parts, settings).options(),
         prediction=parts.config.diffusion.prediction,
-        clip=settings.clip,
         conditions=labels_of(parts, num, label),
         frames=frames,
         sharding=mesh_lib.split(parts.mesh),

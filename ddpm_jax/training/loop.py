@@ -15,10 +15,10 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion import bins, reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, checks, feed, gradients, processes, report
+from ddpm_jax.training import checkpoint, checks, feed, gradients, processes, report, snapshots
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
-from ddpm_jax.training.draw import sampler
+from ddpm_jax.training.draw import way
 from ddpm_jax.training.preview import preview, progress
 from ddpm_jax.training.run import (
     ON_NONFINITE,
@@ -34,7 +34,7 @@ from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep
 
 # What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
-FIXED = ("net.", "diffusion.", "data.shape", "optimizer.name")
+FIXED = ("net.", "diffusion.", "data.shape", "optimizer.name", "optimizer.ema_sigma_rels")
 # Fields in these that change no parameter.
 FREE = (
     "net.dropout",
@@ -60,7 +60,8 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
 
     On SIGTERM, or its platform's notice to any process, the run is saved and the state returned before its last step.
 
-    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and samples/ into `workdir`.
+    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and samples/ into `workdir`, and with
+    optimizer.ema_sigma_rels ema/.
 
     Raises:
         ValueError: before anything is written, for a config that can't be, or one that doesn't fit the folder's run.
@@ -70,8 +71,9 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
     parts = build(config)
     config = parts.config
     checks.numbers(config)
+    snapshots.check(config)
     mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
-    sampler(parts, config.sampling)  # what sample.py would refuse later is refused now
+    way(parts, config.sampling)  # what sample.py would refuse later is refused now
     source = data.load(config.data)
     feed.check_source(config.data, source)
     checks.labels(config, source)
@@ -102,11 +104,13 @@ def _steps(
     rate = learning_rate(config.optimizer, config.steps)
     edges = np.asarray(bins.edges(parts.schedule, run.bins)) if run.bins else None
     taken = gradients.statistics(parts, source, _compile_together) if run.gradients_every else None
+    pauses = (*checks.intervals(config).values(), *snapshots.interval(config))
     recent, metrics, since = [], None, time.perf_counter()
     quiet = not processes.writes()
     bar = tqdm(total=config.steps, initial=min(start, config.steps), unit="step", smoothing=0.05, disable=quiet)
     with (
         report.open_log(workdir, start) as (write, push_log),
+        snapshots.open_folder(workdir, config, start) as (take_average, finish_averages),
         feed.open_feed(parts, source, start) as batches,
         bar,
     ):
@@ -120,7 +124,7 @@ def _steps(
             bar.update(run.steps_per_dispatch)
             ends = done == config.steps
             stops = asked_to_stop(done // run.steps_per_dispatch)
-            if not (ends or stops or any(done % every == 0 for every in checks.intervals(config).values())):
+            if not (ends or stops or any(done % every == 0 for every in pauses)):
                 continue
             # The host waits for the devices to have no step left here and nowhere else.
             _stop_if_nonfinite(config, recent, done, manager)
@@ -144,8 +148,10 @@ def _steps(
             # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
                 preview(as_learned(parts, state), state.ema, done, workdir)
+            take_average(state)
             if ends or stops or done % run.checkpoint_every == 0:
                 push_log()  # what a resume keeps of the log has no gap
+                finish_averages()  # nor has what it keeps of the averages
                 checkpoint.save(manager, state)
             if stops:
                 return state  # the manager waits for its save on the way out

@@ -23,7 +23,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import Draw
 from ddpm_jax.diffusion.weighting_zoo import read
 from ddpm_jax.diffusion.weightings import Weighting
-from ddpm_jax.training import checkpoint, objective, own_weighting
+from ddpm_jax.training import checkpoint, objective, own_weighting, power_ema
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
 from ddpm_jax.training.step import LossFn, Remember, TrainStep, make_step, make_update
@@ -55,6 +55,7 @@ class Parts:
             noise=continuous.init(self.schedule) if self.config.diffusion.learn_schedule else (),
             history=self.draw_t.init(self.schedule.num_steps),
             uncertainty=uncertainty.init() if self.config.diffusion.learn_uncertainty else (),
+            sigma_rels=self.config.optimizer.ema_sigma_rels,
         )
 
     def make(self, key: jax.Array) -> State:
@@ -110,6 +111,7 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
     config = dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, weighting=whole))
     objective.check(config.diffusion)
     records.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
+    power_ema.check(config.optimizer.ema_sigma_rels, "--optimizer.ema-sigma-rels")
     schedule = schedules.build(config.diffusion)
     weighting = own_weighting.build if to_train else own_weighting.late
     weighting = weighting(config.diffusion.weighting, config.diffusion.weighting_args, schedule)

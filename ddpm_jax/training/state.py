@@ -1,7 +1,7 @@
 """What training carries from step to step, and how parameters move."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import optax
 
 from ddpm_jax.config import Optimizer
 from ddpm_jax.records import pick
+from ddpm_jax.training import power_ema
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +30,8 @@ class State:
     """What the draw of t has seen, if it looks; see `diffusion.timesteps`."""
     uncertainty: Any = ()
     """Parameters of the uncertainty, if it is learned; see `diffusion.uncertainty`."""
+    power_ema: Any = ()
+    """Further averages of the parameters, by their sigma_rel as text, if any are kept; see `training.power_ema`."""
 
     def trained(self) -> dict[str, Any]:
         """All that the optimizer moves: the network and, if they are learned, noise schedule and uncertainty."""
@@ -100,13 +103,23 @@ def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformat
 
 
 def fresh(
-    params: Any, optimizer: optax.GradientTransformation, *, noise: Any = (), history: Any = (), uncertainty: Any = ()
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    noise: Any = (),
+    history: Any = (),
+    uncertainty: Any = (),
+    sigma_rels: Sequence[float] = (),
 ) -> State:
-    """The state before the first step; the average starts at the parameters."""
+    """The state before the first step; the averages start at the parameters.
+
+    `sigma_rels` are the lengths of further averages, see `training.power_ema`.
+    """
     # A copy: the step gives both away (donation), and one buffer can't be given twice.
     ema = jax.tree.map(jnp.copy, params)
-    learned = {"noise": noise, "history": history, "uncertainty": uncertainty}
-    state = State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=(), **learned)
+    further = {"noise": noise, "history": history, "uncertainty": uncertainty}
+    further["power_ema"] = power_ema.start(params, sigma_rels)
+    state = State(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=(), **further)
     return dataclasses.replace(state, opt_state=optimizer.init(state.trained()))
 
 

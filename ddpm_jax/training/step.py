@@ -14,6 +14,7 @@ from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.diffusion import bins
 from ddpm_jax.diffusion.loss import LossTerms
 from ddpm_jax.training import mesh as mesh_lib
+from ddpm_jax.training import power_ema
 from ddpm_jax.training.state import State, average
 
 Metrics = dict[str, jax.Array]
@@ -73,12 +74,16 @@ def make_update(
             noise=trained["noise"],
             history=remember(state.history, terms),
             uncertainty=trained.get("uncertainty", ()),
+            power_ema=state.power_ema,
         )
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
         metrics = {"loss": loss, "grad_norm": norm, "nonfinite": ~good}
         metrics |= _by_quarter(terms, num_steps) | _by_bin(terms, edges)
-        return dataclasses.replace(kept, step=state.step + 1), metrics
+        count = state.step + 1
+        # After the choice: these weigh by the count of steps, of which one that isn't finite is one, too.
+        powers = power_ema.average(state.power_ema, kept.params, count)
+        return dataclasses.replace(kept, step=count, power_ema=powers), metrics
 
     return step
 
@@ -113,7 +118,8 @@ def make_step(
         shardings: where the state's arrays lie (`mesh.of_state`); everywhere if not given.
 
     A step whose loss or gradient isn't finite changes nothing but the count of steps, and says so in
-    metrics["nonfinite"]: the state that comes back is always good.
+    metrics["nonfinite"]: the state that comes back is always good. To averages that weigh by the count of steps
+    (`State.power_ema`) it is a step to where the parameters were.
     """
     step = make_update(
         loss_fn,
