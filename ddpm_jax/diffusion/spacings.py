@@ -62,12 +62,10 @@ def ddim(process: Process, counts: Sequence[int]) -> np.ndarray:
 
 
 def leading(process: Process, counts: Sequence[int]) -> np.ndarray:
-    """Every k-th step of a schedule from 0, k = T / count rounded down, so that any count will do.
-
-    It starts below the noisiest level: by up to half the schedule (Lin et al. 2023, Table 2, "leading").
-    """
+    """Evenly up from 0: T - T / count is the first that is visited, and never the noisiest level (Lin et al. 2023,
+    Table 2, where T / count is whole)."""
     count, steps = _one(process, counts, "leading"), _indices(process, "leading")
-    return _to_image(process, np.arange(count)[::-1] * (steps // count))
+    return _to_image(process, [round(i * steps / count) for i in reversed(range(count))])
 
 
 def trailing(process: Process, counts: Sequence[int]) -> np.ndarray:
