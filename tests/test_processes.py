@@ -1,95 +1,176 @@
-"""Forward processes against the formulas of the papers, in float64."""
+"""Several processes, several devices, and a run that is asked to stop: real processes on this machine."""
 
-import jax.numpy as jnp
-import numpy as np
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
+from conftest import ROOT, TINY
+from together import free_port
 
-from ddpm_jax.diffusion import processes, schedules
-from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.cli import flags
+from ddpm_jax.config import Launch
+from ddpm_jax.training import last_words, mesh, processes
 
-T = np.linspace(0.05, 0.95, 19)
+LAST_WORDS = """
+import os, signal, sys
+from ddpm_jax.cli import flags
+from ddpm_jax.config import Launch
+
+_, case, port, i, saves = sys.argv
+sys.argv = ["train.py"]
+
+def main(arguments):
+    from ddpm_jax.training import processes
+
+    launch = Launch(coordinator=f"localhost:{port}", num_processes=2, process_id=int(i), timeout=10)
+    processes.join(launch, saves=saves)
+    processes.meet("at work")
+    if case == f"death of {i}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if case == f"error of {i}":
+        raise FileNotFoundError("--data.path has no images")
+    processes.meet("where the other one never comes")
+
+flags.run(main)
+"""
+REPORT = """\
+I1122 05:31:01.000000 1 some_other.cc:1] passed on
+E1122 05:31:06.507715 10344 coordination_service.cc:1549] Use error polling to propagate the following error:
+2
+F1122 05:31:06.509169 10355 client.h:80] Terminating process because the JAX distributed service detected fatal \
+errors. absl::Status: UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):
+2
+5
+The tasks have crashed. Check the task logs for an earlier error.
+*** Check failure stack trace: ***
+    @     0x7f2692a40634  SendToLog()
+"""
 
 
-def read(process, t):
-    return np.exp(process.log_alpha(np, t)), np.exp(process.log_sigma(np, t))
+def start(workdir, *arguments, devices=1):
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "train.py", TINY, "--workdir", workdir, *arguments]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
-def integral_of_beta(t):
-    return 0.1 * t + 0.5 * t**2 * 19.9
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_lost_process_ends_the_other_with_one_line(tmp_path):
+    """Killed, the first or another, while the other one waits in a collective; or ended by an error of its own."""
+    for step in (20, 40):
+        (tmp_path / str(step)).mkdir()
+    (tmp_path / "60.orbax-checkpoint-tmp").mkdir()
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    running = {}
+    for case in ("death of 0", "death of 1", "error of 1"):
+        port = str(free_port())
+        for i in range(2):
+            command = [sys.executable, "-c", LAST_WORDS, case, port, str(i), str(tmp_path)]
+            running[case, i] = subprocess.Popen(command, cwd=ROOT, env=env, stdout=-3, stderr=-1, text=True)
+    said = {key: process.communicate(timeout=200)[1] for key, process in running.items()}
+    saved = "the run is saved up to step 40: start all processes again with the same command to go on\n"
+    dead = "\ntrain.py: process 1 of 2 stopped answering within 10 s and is taken to be dead; "
+    expected = {
+        ("death of 0", 0): "",
+        ("death of 0", 1): f"\ntrain.py: process 0 of 2, through which the processes meet, is gone; {saved}",
+        ("death of 1", 0): dead + saved,
+        ("death of 1", 1): "",
+        ("error of 1", 0): f"\ntrain.py: process 1 of 2 has ended (--data.path has no images); {saved}",
+        ("error of 1", 1): "train.py: --data.path has no images\n",
+    }
+    assert said == expected
+    statuses = [process.returncode for process in running.values()]
+    assert [128 - n if n < 0 else n for n in statuses] == [137, processes.LOST, processes.LOST, 137, processes.LOST, 2]
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+def test_only_the_report_of_a_lost_process_is_put_in_other_words(size):
+    def listen(text):
+        chunks, written = iter([text[i : i + size].encode() for i in range(0, len(text), size)]), []
+        last_words.listen(
+            lambda: next(chunks, b""),
+            written.append,
+            last=lambda report: last_words.reason(report, count="8", timeout="20"),
+        )
+        return "".join(written)
+
+    before = REPORT.partition("F1122")[0]
+    assert listen(before + "end without a newline") == before + "end without a newline"
+    first = "I1122 05:31:01.000000 1 some_other.cc:1] passed on\n"
+    assert listen(REPORT) == first + "processes 2, 5 of 8 stopped answering within 20 s and are taken to be dead"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_end_is_saved_and_ends_well(tmp_path):
+    every = ["--run.log-every", "1", "--run.checkpoint-every", "4000", "--run.sample-every", "4000"]
+    process = start(tmp_path / "run", "--steps", "4000", *every)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(losses(tmp_path / "run")) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    found = re.search(r"was asked to stop, and is saved at step (\d+); the same command goes on", said)
+    assert found, said
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert kept == [found[1]]
+
+
+def test_arrays_are_cut_along_their_longest_axis_that_divides():
+    class Four:
+        shape = {"data": 1, "fsdp": 4}  # noqa: RUF012
+
+    whole = {"bias": (512,), "odd": (3, 3, 15, 9)}
+    cut = {"kernel": (3, 3, 64, 128), "wide": (3, 3, 256, 6), "dense": (30, 1024)}
+    axes = {"kernel": 3, "wide": 2, "dense": 1}
+    for shape in whole.values():
+        assert mesh.cut_axis(Four, shape) is None  # pyright: ignore[reportArgumentType]
+    for name, shape in cut.items():
+        assert mesh.cut_axis(Four, shape) == axes[name]  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
-    ("name", "alpha", "sigma"),
+    ("launch", "message"),
     [
-        ("vp", lambda t: np.exp(-0.5 * integral_of_beta(t)), lambda t: np.sqrt(1 - np.exp(-integral_of_beta(t)))),
-        ("sub_vp", lambda t: np.exp(-0.5 * integral_of_beta(t)), lambda t: 1 - np.exp(-integral_of_beta(t))),
-        ("ve", lambda t: 1 + 0 * t, lambda t: 0.01 * 5000**t),
-        ("edm", lambda t: 1 + 0 * t, lambda t: t),
-        ("flow", lambda t: 1 - t, lambda t: t),
+        (Launch(coordinator="localhost:1"), "go together, got 'localhost:1', 0 and -1"),
+        (Launch(num_processes=2, process_id=0), "go together, got '', 2 and 0"),
+        (Launch(coordinator="localhost:1", num_processes=2, process_id=2), "process-id must lie in 0 .. 1, got 2"),
+        (Launch(timeout=0), "--launch.timeout must be at least 1 second, got 0"),
     ],
 )
-def test_signal_and_noise_are_the_papers(name, alpha, sigma):
-    process = PROCESSES[name]()
-    got = read(process, T)
-    np.testing.assert_allclose(got[0], alpha(T), rtol=1e-13)
-    np.testing.assert_allclose(got[1], sigma(T), rtol=1e-12)
-    np.testing.assert_allclose(process.log_snr(np, T), 2 * np.log(alpha(T) / sigma(T)), atol=1e-12)
-    traced = jnp.exp(process.log_alpha(jnp, jnp.asarray(T)))
-    np.testing.assert_allclose(traced, alpha(T), rtol=1e-5)
-
-
-def test_vp_has_the_published_codes_numbers():
-    alpha, sigma = read(processes.vp(), np.array([1e-5, 0.25, 0.5, 0.75, 1.0]))
-    wanted = [0.9999994995026252, 0.7236571850830864, 0.2811828807967524, 0.05866350301188082, 0.00657158649492962]
-    np.testing.assert_allclose(alpha, wanted, rtol=1e-12)
-    wanted = [0.00100049712591112, 0.6901596036263088, 0.9596542020680363, 0.9982778137444381, 0.9999784068923386]
-    np.testing.assert_allclose(sigma, wanted, rtol=1e-10)
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-def test_t_is_found_again_by_its_log_snr_from_end_to_end(name):
-    process = PROCESSES[name]()
-    t = np.linspace(process.end, process.start * (1 - 1e-9), 50)
-    np.testing.assert_allclose(process.t_of(np, process.log_snr(np, t)), t, rtol=1e-7)
-    assert process is PROCESSES[name](), "equal settings, the same object"
-
-
-def test_the_flow_ends_without_any_signal():
-    alpha, sigma = (float(x) for x in _quietly(lambda: read(processes.flow(), np.float64(1.0))))
-    assert (alpha, sigma) == (0, 1)
-    assert _quietly(lambda: processes.flow().log_snr(np, np.float64(1.0))) == -40
-
-
-def _quietly(call):
-    with np.errstate(divide="ignore"):
-        return call()
-
-
-def test_a_schedules_process_reads_its_tables():
-    for schedule in (schedules.linear(), schedules.cosine(), schedules.zero_terminal_snr(schedules.linear())):
-        process, t = processes.of_schedule(schedule), np.arange(1000.0)
-        alpha, sigma = read(process, t)
-        np.testing.assert_allclose(alpha, schedule.sqrt_alpha_bars, rtol=2e-6, atol=1e-8)
-        np.testing.assert_allclose(sigma, schedule.sqrt_one_minus_alpha_bars, rtol=2e-6)
-        np.testing.assert_allclose(process.time(np, t), schedule.times)
-        middle = process.log_snr(np, t[:-1] + 0.25)
-        between = 0.75 * process.log_snr(np, t[:-1]) + 0.25 * process.log_snr(np, t[1:])
-        np.testing.assert_allclose(middle, between, atol=1e-9)
-        np.testing.assert_allclose(process.t_of(np, middle), t[:-1] + 0.25, atol=1e-6)
-    assert alpha[-1] == 0
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: processes.vp(20, 0.1), "beta_min and beta_max must rise above 0.0, got 20 and 0.1"),
-        (lambda: processes.sub_vp(0, 1), "beta_min and beta_max must rise above 0.0, got 0 and 1"),
-        (lambda: processes.ve(0.0, 1), "sigma_min and sigma_max must rise"),
-        (lambda: processes.edm(1, 1), "sigma_min and sigma_max must rise"),
-        (lambda: processes.flow(2.0), r"must rise within \(0, 1\], got 0.001 and 2.0"),
-        (lambda: processes.build("sub-vp", "--process"), "--process: there is no 'sub-vp', did you mean 'sub_vp'"),
-    ],
-)
-def test_processes_that_can_not_be_are_refused(make, message):
+def test_half_a_launch_is_refused(launch, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        processes.join(launch)
+
+
+def test_where_there_is_no_cluster_one_line_says_what_to_do(program, tmp_path):
+    done = program("train.py", TINY, "--workdir", tmp_path / "run", "--launch.auto")
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.py: --launch.auto: JAX knows no cluster here (coordinator_address should be")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"--devices\.fsdp must divide the 1 devices, got 3; try one of 1"):
+        mesh.make_mesh(3)
+    with pytest.raises(ValueError, match="by the 1 devices times 3 parts, got 8; try 6 or 9"):
+        mesh.check_batch(8, mesh.make_mesh(), parts=3)
+
+
+def test_how_processes_meet_is_no_part_of_a_run(tmp_path):
+    asked = flags.training(["digits", "--launch.timeout", "7", "--devices.accumulate", "2"])
+    assert asked.launch.timeout == 7
+    assert asked.config.devices.accumulate == 2
+    assert not hasattr(asked.config, "launch")
