@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ddpm_jax.cli import flags
+from ddpm_jax.cli.edit_flags import Editing
 from ddpm_jax.config import Launch, Sampling
 
 
@@ -43,6 +44,7 @@ class Flags:
     """Also write every image as a PNG of its own into this folder."""
     npz: flags.Place | None = None
     """Also write all images into this .npz: `images`, uint8 [N, H, W, C], and `labels` if there are classes."""
+    editing: Annotated[Editing, tyro.conf.arg(name="")] = Editing()
     launch: Launch = Launch()
 
 
@@ -63,8 +65,8 @@ def main(args: list[str]) -> None:
     if asked.raw and asked.ema_sigma_rel is not None:
         raise ValueError(f"--raw is no average, --ema-sigma-rel {asked.ema_sigma_rel} is one: give one of the two")
     # Imported late: a mistyped flag should not have to wait for JAX.
-    from ddpm_jax.cli import drawing
-    from ddpm_jax.training import power_ema, processes, run, snapshots
+    from ddpm_jax.cli import drawing, editing
+    from ddpm_jax.training import guided, power_ema, processes, run, snapshots
 
     if asked.ema_sigma_rel is not None:
         power_ema.gamma_of(asked.ema_sigma_rel, "--ema-sigma-rel")
@@ -72,20 +74,23 @@ def main(args: list[str]) -> None:
     parts, state = run.load(workdir, step=asked.checkpoint)
     params = state.params if asked.raw else state.ema
     if asked.ema_sigma_rel is not None:
-        made = snapshots.reconstruct(workdir, state, asked.ema_sigma_rel)
+        [made] = snapshots.reconstruct(workdir, state, [asked.ema_sigma_rel])
         params = made.params
         if processes.writes():
-            source = f"{made.num_snapshots} snapshots before step {int(state.step)}"
-            print(f"average of sigma_rel {asked.ema_sigma_rel} from {source}; its profile is met to {made.misfit:.1g}")
+            found = f"{made.num_snapshots} snapshots before step {int(state.step)}; it misses {made.misfit:.1%}"
+            print(f"average of sigma_rel {asked.ema_sigma_rel} from {found} of its profile")
     of = drawing.Drawing(
         parts=parts,
         params=params,
-        settings=asked.sampling,
+        settings=guided.within(asked.sampling, workdir),
         seed=asked.seed,
         label=asked.label,
         out=out,
     )
     drawing.check(of)
+    if asked.editing.edit:
+        editing.edit(of, asked.editing)
+        return processes.meet("the picture is written")
     halfway = drawing.halfway(of, asked.interpolate_from) if asked.interpolate else 0.0
     drawing.images(of, num=asked.num, batch_size=asked.batch_size, singles=asked.singles, npz=asked.npz)
     if asked.frames:

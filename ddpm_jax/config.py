@@ -5,11 +5,12 @@ A preset (`configs/NAME.py`) is one `Config`. Library functions never see it: th
 
 import dataclasses
 import json
+from typing import Annotated
 
 import tyro
 
 from ddpm_jax import files, records
-from ddpm_jax.networks import ADM, VDM, NoiseNet, UNet
+from ddpm_jax.networks import ADM, VDM, Classifier, NoiseNet, UNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Data:
     split: str = "train"
     shape: tuple[int, int, int] = (8, 8, 1)
     """Height, width and channels that the network trains on."""
+    shrink: int = 1
+    """Average squares of so many pixels a side into one, for the base of a cascade; `shape` is what is left."""
     flip: bool = False
     """Mirror each image left to right with probability one half."""
     stream: bool = False
@@ -60,7 +63,8 @@ class Diffusion:
     """Of a step back: large (beta), small (the posterior's) or medium:F between them (F = 1 is large); or said by the
     network, which then has twice the output channels: learned, or learned_range (between small and large)."""
     objective: str = "simple"
-    """simple (weighted error), hybrid (simple, and the bound for the variance alone), vlb (the bound) or continuous."""
+    """simple (weighted error), hybrid (simple, and the bound for the variance alone), vlb (the bound) or continuous; or
+    classifier, log p(class | x_t), for --net classifier."""
     vlb_weight: float = 0.001
     """What the bound counts for in the hybrid, in bits/dim, beside the mean squared error."""
     weighting: str = "simple"
@@ -89,6 +93,31 @@ class Diffusion:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill:
+    """A network of few steps, taught by another's; python -m ddpm_jax.cli.distill sets most of this."""
+
+    method: str = ""
+    """progressive, consistency or consistency_training, which needs no teacher; empty for ordinary training."""
+    teacher: str = ""
+    """A run's folder, read when training begins: checkpoints then hold its weights."""
+    average: bool = True
+    """Take the teacher's averaged weights; off, those of its last step."""
+    steps: int = 0
+    """For progressive: DDIM steps of the student. The teacher takes twice as many."""
+    levels: tuple[int, int] = (10, 1280)
+    """For consistency: steps from noise to image that answers are held together over, first and last."""
+    growth: str = "doubling"
+    """How their number grows: doubling (Song & Dhariwal 2023) or square_root (Song et al. 2023)."""
+    mu: float = 0.0
+    """For consistency: decay of the target network at the first number of levels; 0 for the network itself."""
+    sigma_max: float = 80.0
+    """For consistency: sigma / alpha of the noisiest level, where images are drawn from."""
+    mean: float = -1.1
+    """For consistency: of ln(sigma / alpha), as levels are drawn."""
+    std: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """How parameters move."""
 
@@ -113,12 +142,34 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """What leads images on: see sampling/guidance.py."""
+
+    guidance: float = 1.0
+    """Weight w of classifier-free guidance, eps_null + w (eps_class - eps_null); 1 for none."""
+    guidance_rescale: float = 0.0
+    """For the same: how far the deviation of a guided prediction goes back to that of the class's own, 0 to 1."""
+    guidance_interval: tuple[float, ...] = ()
+    """LOW HIGH: guide, in all ways, where LOW < sigma <= HIGH only, sigma being that of x_0 + sigma eps."""
+    guidance_ramp: str = "none"
+    """linear or cosine: all weights rise from none at the interval's HIGH, or the noisiest level, to the whole at its
+    LOW, or the least noisy, rather than holding within it."""
+    classifier: str = ""
+    """The folder of a classifier's run (--net classifier), whose slope for a class is followed."""
+    classifier_weight: float = 1.0
+    autoguidance: str = ""
+    """A worse network to lead away from: the STEP of an earlier checkpoint, another run's folder, or FOLDER@STEP."""
+    autoguidance_weight: float = 2.0
+    """Weight w of eps_worse + w (eps - eps_worse); 1 for none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How images are drawn, in training's previews and in sample.py."""
 
     sampler: str = "ddpm"
     """ddpm, ddim, ...: sampling/samplers.py has them all."""
-    sampler_args: tuple[tuple[str, float], ...] = ()
+    sampler_args: tuple[tuple[str, float | str], ...] = ()
     """Further settings of the sampler, as NAME VALUE pairs: --sampling.sampler-args order 3"""
     steps: tuple[int, ...] = ()
     """How many steps; several numbers (spacing even) for as many sections of the schedule; empty for all."""
@@ -136,6 +187,7 @@ class Sampling:
     """Keep the prediction of x_0 in [-1, 1]."""
     dynamic_threshold: float = 0.0
     """Clip each image to this quantile of its own values, 0.995 say, and divide by it; 0 for [-1, 1]."""
+    guidance: Annotated[Guidance, tyro.conf.arg(name="")] = Guidance()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +236,8 @@ class Config:
     batch_size: int = 128
     data: Data = Data()
     diffusion: Diffusion = Diffusion()
-    net: tyro.conf.AvoidSubcommands[UNet | NoiseNet | ADM | VDM] = UNet()
+    distill: Distill = Distill()
+    net: tyro.conf.AvoidSubcommands[UNet | NoiseNet | ADM | VDM | Classifier] = UNet()
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
     run: Run = Run()

@@ -25,6 +25,9 @@ class UNet:
     """Groups of each norm. Narrow networks want fewer: 32 groups of a 32-wide layer would hide the time from it."""
     scale_shift_norm: bool = False
     resblock_updown: bool = False
+    enlarges: int = 0
+    """The factor by which it makes small images large, in a cascade (Ho et al. 2022): it is shown the image shrunk by
+    it, and noised at random while it trains; 0 for a network that sees no other image."""
     dtype: str = "float32"
     """What the network computes in: float32 or bfloat16. Parameters, norms and softmax stay float32."""
     remat: str = "none"
@@ -86,3 +89,27 @@ class VDM:
     dropout: float = 0.1
     dtype: str = "float32"
     remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A classifier of noised images, for guidance: the way down of `UNet` (Dhariwal & Nichol 2021)."""
+
+    kind: ClassVar[str] = "classifier"
+    features: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Width of each level, in units of `features`; each level after the first halves height and width."""
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (1,)
+    num_heads: int = 1
+    dropout: float = 0.1
+    num_classes: int = 0
+    """The classes that it tells apart: those of the data."""
+    groups: int = 32
+    dtype: str = "float32"
+    remat: str = "none"
+
+
+def enlarges(net: object) -> int:
+    """The factor by which a network of this record enlarges images; 0 for one that draws them from noise alone."""
+    return getattr(net, "enlarges", 0)

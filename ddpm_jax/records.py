@@ -77,6 +77,8 @@ def from_dict(plain: Mapping[str, Any], cls: type[T], where: str) -> T:
 
 
 def _read(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType) and not any(map(dataclasses.is_dataclass, typing.get_args(hint))):
+        return _read(value, str if isinstance(value, str) else float, where)  # a number or a name
     if isinstance(hint, types.UnionType):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be an object, got {value!r}")

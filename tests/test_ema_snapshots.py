@@ -114,9 +114,10 @@ def test_averages_of_a_run_are_those_of_its_parameters_after_every_step(finished
 
 def test_a_length_that_two_others_make_is_the_one_that_training_kept(finished):
     workdir, state, _ = finished
-    made = snapshots.reconstruct(workdir, state, 0.2, of=(0.05, 0.1))
-    assert made.num_snapshots == STEPS - 1
+    near, made = snapshots.reconstruct(workdir, state, [0.1, 0.2], of=(0.05, 0.1))
+    assert (near.num_snapshots, made.num_snapshots) == (0, STEPS - 1)
     kept, other = (float(state.power_ema[name]["slope"]) for name in ("0.2", "0.1"))
+    assert float(near.params["slope"]) == pytest.approx(other, rel=1e-6)
     assert abs(float(made.params["slope"]) - kept) < 0.02 * abs(other - kept)
 
 
@@ -124,7 +125,7 @@ def test_a_length_that_two_others_make_is_the_one_that_training_kept(finished):
 def test_a_length_that_was_kept_is_its_snapshot_at_that_step(finished, step):
     workdir = finished[0]
     state = run.load(workdir, step=step)[1]
-    made = snapshots.reconstruct(workdir, state, 0.1)
+    [made] = snapshots.reconstruct(workdir, state, [0.1])
     chex.assert_trees_all_close(made.params, read(workdir, step)["0.1"], rtol=1e-6)
     assert made.num_snapshots == 0
     chex.assert_trees_all_equal_shapes_and_dtypes(made.params, state.ema)
@@ -219,7 +220,7 @@ def test_sample_draws_with_a_length_asked_for_afterwards(finished, tmp_path, cap
         drawn[flags] = np.load(file)["images"].tobytes()
     assert len(set(drawn.values())) == 3
     said = capsys.readouterr().out
-    assert "average of sigma_rel 0.15 from 8 snapshots before step 9; its profile is met to" in said
+    assert "average of sigma_rel 0.15 from 8 snapshots before step 9; it misses" in said
     assert "from 5 snapshots before step 6" in said
 
 
@@ -244,7 +245,7 @@ def test_what_cannot_be_made_is_refused_in_one_line(finished, without, tmp_path)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"of must be among the run's averages 0\.05, 0\.1, 0\.2, got 0\.3"):
-        snapshots.reconstruct(finished[0], finished[1], 0.1, of=(0.1, 0.3))
+        snapshots.reconstruct(finished[0], finished[1], [0.1], of=(0.1, 0.3))
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def reconstructed(thetas, every, sigma_rel):
     held = {gamma: tracked(thetas, gamma) for gamma in gammas}
     given = [(step, gamma) for step in steps for gamma in gammas]
     found = fit(*zip(*given, strict=True), len(thetas), gamma_of(sigma_rel))
-    mixed = power_ema.mixture(
-        (w, {"w": held[gamma][step - 1]}) for w, (step, gamma) in zip(found.weights, given, strict=True)
+    [mixed] = power_ema.mixtures(
+        ([w], {"w": held[gamma][step - 1]}) for w, (step, gamma) in zip(found.weights, given, strict=True)
     )
     return mixed["w"], found, given
 

@@ -15,7 +15,7 @@ from ddpm_jax import data, files, nets, sampling
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.files import Place
-from ddpm_jax.training import processes
+from ddpm_jax.training import guided, processes
 from ddpm_jax.training.draw import draw, labels_of, way, width
 from ddpm_jax.training.run import Parts, num_classes, without_class
 
@@ -83,7 +83,7 @@ def images(of: Drawing, *, num: int, batch_size: int, singles: Place | None, npz
         print(f"wrote {num} PNGs into {singles}")
     if npz is not None:
         arrays = {"images": pictures.to_bytes(drawn)}
-        if (labels := labels_of(of.parts, num, of.label)) is not None:
+        if (labels := labels_of(of.parts, num, of.label, of.settings.guidance)) is not None:
             arrays["labels"] = labels
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
@@ -128,8 +128,10 @@ def check(of: Drawing) -> None:
 
     Raises:
         ValueError: for settings that can't be, by the names of sample.py's flags.
+        FileNotFoundError: for a run that is to lead this one and isn't there.
     """
     way(of.parts, of.settings, under="--")
+    guided.denoiser(of.parts, of.params, of.settings.guidance)
 
 
 def halfway(of: Drawing, t: float | None) -> float:
@@ -141,6 +143,8 @@ def halfway(of: Drawing, t: float | None) -> float:
     chosen, last = way(of.parts, of.settings, under="--"), of.parts.schedule.num_steps - 1
     if chosen.along is not None:
         raise ValueError(f"--interpolate walks the network's own schedule, got --process {of.settings.process}")
+    if guided.acts(of.settings.guidance):
+        raise ValueError("--interpolate draws mixtures, which are of no class to be led to: it takes no guidance")
     if t is not None and not 0 <= t <= last:
         raise ValueError(f"--interpolate-from must lie in 0 .. {last}, got {t}")
     return float(chosen.times[chosen.num_steps // 2]) if t is None else t

@@ -1,6 +1,9 @@
 """Where images come from. A source is a function to a `Source`; `load` picks one and holds it to the config."""
 
+import dataclasses
 from collections.abc import Callable
+
+import numpy as np
 
 from ddpm_jax.config import Data
 from ddpm_jax.data.arrays import array
@@ -30,7 +33,11 @@ def load(data: Data) -> Source:
         ImportError: if the source needs a package that isn't installed.
         ValueError: for a name, split or shape that doesn't fit, or a set without images.
     """
-    source = pick(SOURCES, data.source, "--data.source")(data)
+    if data.shrink < 1:
+        raise ValueError(f"--data.shrink must be at least 1, got {data.shrink}")
+    height, width, channels = data.shape
+    unshrunk = dataclasses.replace(data, shape=(data.shrink * height, data.shrink * width, channels))
+    source = shrunk(pick(SOURCES, data.source, "--data.source")(unshrunk), data.shrink)
     found, wanted = tuple(source.images.shape[1:]), tuple(data.shape)
     if found != wanted:
         flag = " ".join(map(str, found))
@@ -38,6 +45,22 @@ def load(data: Data) -> Source:
     if not len(source):
         raise ValueError(f"--data.split: {data.source} has no images in split {data.split!r}")
     return source
+
+
+def shrunk(source: Source, factor: int) -> Source:
+    """The images with squares of factor x factor pixels averaged into one, in memory; the source itself for 1.
+
+    Raises:
+        ValueError: for a factor that doesn't divide the images' sides.
+    """
+    if factor == 1:
+        return source
+    count, height, width, channels = source.images.shape
+    if height % factor or width % factor:
+        raise ValueError(f"--data.shrink must divide the sides of the images, {height}x{width}, got {factor}")
+    images = np.asarray(source.images[np.arange(count)], np.float32)
+    means = images.reshape(count, height // factor, factor, width // factor, factor, channels).mean(axis=(2, 4))
+    return dataclasses.replace(source, images=np.rint(means).astype(np.uint8))
 
 
 def _unsplit(data: Data, source: Source) -> Source:

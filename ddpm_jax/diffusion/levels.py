@@ -6,16 +6,20 @@ network's own is settled here, too: each level holds what the network's own proc
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.between import Told, told
 from ddpm_jax.diffusion.processes import Process, of_schedule
 from ddpm_jax.diffusion.schedules import Schedule, log_alpha_bars
 from ddpm_jax.diffusion.tables import LOG_SNR_LIMIT, NoiseLevel
+
+Between = Callable[[np.ndarray], np.ndarray]
+"""From the log-SNR of the visited levels [S + 1] to that of a level to look at in each step [S]."""
 
 
 @jax.tree_util.register_dataclass
@@ -58,10 +62,17 @@ class Levels:
     """Steps to take, int32; None for P - 1, known when the loop is compiled."""
     start_std: jax.Array
     """Deviation of x at the first level where it is pure noise."""
+    told: Told | None = None
+    """For what is asked of the network elsewhere than at these levels."""
 
     def read(self, i: Any) -> Level:
         """The i-th visited level."""
         return jax.tree.map(lambda table: table[i], self.visited)
+
+    def ends(self) -> np.ndarray:
+        """The numbers of the levels where the way begins and ends, with the image and without it: int [2 .. 4]."""
+        noisy = np.flatnonzero(np.asarray(self.visited.sigma) > 0)
+        return np.unique([0, noisy[0], noisy[-1], len(self.visited.sigma) - 1])
 
     def stage(self, k: int, i: Any) -> Level:
         """The k-th stage of the step that leaves the i-th level."""
@@ -73,9 +84,10 @@ def visit(
     times: Sequence[float] | np.ndarray | None = None,
     *,
     along: Process | None = None,
-    stages: Sequence[float] = (),
+    stages: Sequence[float | Between] = (),
     stages_in: str = "log_snr",
     size: int | None = None,
+    anywhere: bool = False,
 ) -> Levels:
     """The levels at `times`, in that order: from noise to image they fall.
 
@@ -84,9 +96,11 @@ def visit(
         times: places [S + 1] on the process that is walked, S >= 1; from one to the next is a step. The image itself is
             at -1 for a schedule, 0 for a `Process`. All indices of a schedule and the image, if not given.
         along: the process to walk; the network's own if not given.
-        stages: parts of each step, 0 to 1, of its log-SNR or (stages_in="t") of its t.
+        stages: parts of each step, 0 to 1, of its log-SNR or (stages_in="t") of its t; or functions `Between`, whose
+            levels may lie outside the step, but are cut off where the process is noisiest.
         size: the length P of the tables, longer than S: then the number of steps is an array, and one compiled loop
             serves all numbers of steps below P. Without it the loop knows its length, and can be differentiated.
+        anywhere: also note what the network is told between the levels. A process is then part of what is compiled.
 
     Raises:
         ValueError: for fewer than two times, two equal neighbours, NaN, or times that leave the process.
@@ -114,6 +128,7 @@ def visit(
         stages=tuple(jax.tree.map(put, Level(**stage)) for stage in between),
         num_steps=None if size is None else jnp.int32(steps),
         start_std=jnp.asarray(1.0 if preserving else visited["sigma"][0], float),
+        told=told(schedule) if anywhere else None,
     )
 
 
@@ -219,20 +234,21 @@ def _stage(
     schedule: Schedule | None,
     t: np.ndarray,
     log_snr: np.ndarray,
-    part: float,
+    part: float | Between,
     stages_in: str,
 ) -> dict[str, Any]:
-    """The level a part of the way into each step."""
+    """The level a part of the way into each step, or where a function has it."""
     if stages_in not in ("log_snr", "t"):
         raise ValueError(f"stages_in must be log_snr or t, got {stages_in!r}")
-    if not 0 <= part <= 1:
+    if not callable(part) and not 0 <= part <= 1:
         raise ValueError(f"stages must lie in [0, 1], got {part}")
-    if stages_in == "t":
+    if stages_in == "t" and not callable(part):
         place = t[:-1] + part * np.diff(t)
         clean = place <= walked.clean
         wanted = _log_snr(walked, place, clean)
     else:
-        wanted = log_snr[:-1] + part * np.diff(log_snr)
+        wanted = part(log_snr) if callable(part) else log_snr[:-1] + part * np.diff(log_snr)
+        wanted = np.maximum(wanted, _log_snr(walked, np.array(walked.start), np.array(False)))
         clean = wanted >= LOG_SNR_LIMIT
         with np.errstate(over="ignore"):
             place = np.where(clean, walked.clean, walked.t_of(np, wanted))

@@ -191,3 +191,38 @@ def loss(
         t=t,
     )
     return jnp.mean(terms.loss), terms
+
+
+def classification(
+    key: jax.Array,
+    schedule: Schedule,
+    log_prob: Denoiser,
+    x_0: jax.Array,
+    *,
+    draw_t: Draw | None = None,
+    history: History = (),
+    correct_draw: bool = True,
+) -> tuple[jax.Array, LossTerms]:
+    """The cross-entropy of a classifier of noised images, -E log p(c | x_t) (Dhariwal & Nichol 2021, Sec. 4), in nats.
+
+    Args:
+        key: decides t and eps.
+        log_prob: log_prob(x_t, time) -> [B], what it says of the classes that x_0 has.
+        draw_t, history, correct_draw: as in `loss`.
+
+    Returns:
+        The mean over the batch, and its terms; every error in them is the cross-entropy.
+    """
+    key_t, key_eps = jax.random.split(key)
+    t, importance = timesteps.draw(key_t, draw_t or timesteps.uniform(), schedule, x_0.shape[0], history)
+    x_t = q_sample(schedule, x_0, t, _noise(key_eps, x_0, 0.0))
+    value = -log_prob(x_t, schedule.times[t])
+    terms = LossTerms(
+        loss=importance * value if correct_draw else value,
+        objective=value,
+        mse=value,
+        eps_error=value,
+        log_snr=schedule.log_snr[t],
+        t=t,
+    )
+    return jnp.mean(terms.loss), terms

@@ -111,9 +111,8 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-3) -> 
     log_alpha = _log_alpha_vp(beta_min, beta_max)
 
     def t_of(xp: Any, log_snr: Any) -> Any:
-        # alpha / (1 - alpha^2) = r, so alpha = 2 r / (1 + sqrt(1 + 4 r^2)).
-        r = xp.exp(0.5 * log_snr)
-        return _t_of_log_alpha(xp, xp.log(2 * r / (1 + xp.sqrt(1 + 4 * r**2))), beta_min, beta_max)
+        # (1 - alpha^2) / alpha = 2 sinh(-log alpha) is sigma / alpha.
+        return _t_of_log_alpha(xp, -xp.arcsinh(0.5 * xp.exp(-0.5 * log_snr)), beta_min, beta_max)
 
     return Process(
         name="sub_vp",

@@ -93,8 +93,9 @@ class UNet(nn.Module):
     """x_t [B, H, W, C] and t [B] in [0, 1000) -> [B, H, W, out_channels].
 
     H and W must be divisible by 2^(levels - 1); any number of channels. With num_classes > 0, `labels` int [B]
-    condition the network; num_classes itself, or no labels, means "no class". `train` turns dropout on (needs the
-    "dropout" rng).
+    condition the network; num_classes itself, or no labels, means "no class". A `conditional` network sees `low` [B, H,
+    W, C], a small image enlarged to this size and noised to the time `low_t` [B], beside x_t (Ho et al. 2022, Sec. 4).
+    `train` turns dropout on (needs the "dropout" rng).
 
     Raises:
         ValueError: for a size, a width or heads that don't divide, or labels without num_classes.
@@ -110,18 +111,30 @@ class UNet(nn.Module):
     groups: int = 32
     scale_shift_norm: bool = False
     resblock_updown: bool = False
+    conditional: bool = False
     out_channels: int = 3
     dtype: jnp.dtype = jnp.dtype("float32")
     remat: str = "none"
 
     @nn.compact
     @checked
-    def __call__(self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False) -> Outputs:
+    def __call__(
+        self,
+        x_t: Pictures,
+        t: Times,
+        labels: Labels | None = None,
+        low: Pictures | None = None,
+        low_t: Times | None = None,
+        *,
+        train: bool = False,
+    ) -> Outputs:
         self._check(x_t, labels)
+        if (low is None or low_t is None) if self.conditional else low is not None:
+            raise ValueError(f"low and low_t are for a conditional network, and needed there; got {self.conditional=}")
         res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
         attention = layers.rematted(AttentionBlock, self.remat, attends=True)
         options = (self.dropout, self.scale_shift_norm, self.groups)
-        emb = self._embed(t, labels)
+        emb = self._embed(t, labels, low_t)
 
         def block(x: jax.Array, level: int, name: str) -> jax.Array:
             width = self.features * self.multipliers[level]
@@ -139,7 +152,9 @@ class UNet(nn.Module):
             return Conv(width, stride=2 if how == "down" else 1, dtype=self.dtype, name=name)(x)
 
         last = len(self.multipliers) - 1
-        x = Conv(self.features, dtype=self.dtype, name="conv_in")(x_t)
+        x = Conv(self.features, dtype=self.dtype, name="conv_in")(
+            x_t if low is None else jnp.concatenate([x_t, low], axis=-1)
+        )
         skips = [x]
         for level in range(last + 1):
             for i in range(self.num_res_blocks):
@@ -163,14 +178,17 @@ class UNet(nn.Module):
         x = nn.silu(_norm(x, self.groups, self.dtype, "norm_out"))
         return Conv(self.out_channels, kernel_init=layers.zeros, dtype=self.dtype, name="conv_out")(x).astype(x_t.dtype)
 
-    def _embed(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
-        """Time, and class where there is one: [B, 4 features]."""
+    def _embed(self, t: jax.Array, labels: jax.Array | None, low_t: jax.Array | None) -> jax.Array:
+        """Time, and class and the time of a small image where there are: [B, 4 features]."""
         width = 4 * self.features
         emb = layers.dense(width, dtype=self.dtype, name="time1")(layers.embed_time(t, self.features))
         emb = layers.dense(width, dtype=self.dtype, name="time2")(nn.silu(emb))
         if self.num_classes:
             labels = jnp.full(t.shape, self.num_classes) if labels is None else labels
             emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="classes")(labels)
+        if low_t is not None:
+            told = layers.dense(width, dtype=self.dtype, name="low_time1")(layers.embed_time(low_t, self.features))
+            emb = emb + layers.dense(width, dtype=self.dtype, name="low_time2")(nn.silu(told))
         return emb
 
     def _check(self, x_t: jax.Array, labels: jax.Array | None) -> None:

@@ -229,7 +229,7 @@ def _state_bytes(parts: Parts, draws: bool) -> dict[str, Any]:
     if draws:  # the network alone, whole on every device
         whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.params))
         return {"params": whole, "ema": 0, "opt_state": 0}
-    return {"params": of(state.trained()), "ema": of(state.ema), "opt_state": of(state.opt_state)}
+    return {"params": of(state.trained()), "ema": of((state.ema, state.power_ema)), "opt_state": of(state.opt_state)}
 
 
 def _peak(memory: Any) -> float:

@@ -1,4 +1,4 @@
-"""Between two images through the latent space (Ho et al. 2020, Sec. 4.4, Fig. 8), and the walk back with x_0 known."""
+"""Between two images through the latent space (Ho et al. 2020, Sec. 4.4; Song et al. 2020, Sec. 5.3); the walk back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +65,22 @@ def from_place(schedule: Schedule, t: float, times: Sequence[float] | np.ndarray
         raise ValueError(f"t must lie in 0 .. {schedule.num_steps - 1}, got {t}")
     way = np.arange(schedule.num_steps - 1, -2, -1.0) if times is None else np.asarray(times, np.float64)
     return np.concatenate([[t], way[way < t]])
+
+
+def slerp(first: np.ndarray, last: np.ndarray, parts: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Along the great circle from one latent [H, W, C] to another, [len(parts), H, W, C] (Song et al. 2020, Eq. 67).
+
+    Mixtures of normal noise are shorter than noise is; on the circle they are as long, so that a sampler draws images
+    from them as from any noise. 0 is the first, 1 the last. Where the two point almost the same way, or opposite ways,
+    so that the circle isn't known, the mixture is straight.
+    """
+    a, b = (np.asarray(x, np.float64) for x in (first, last))
+    part = np.asarray(parts, np.float64).reshape(-1, *[1] * a.ndim)
+    angle = np.arccos(np.clip(np.sum(a * b) / np.sqrt(np.sum(a**2) * np.sum(b**2)), -1, 1))
+    whole = np.sin(angle)
+    straight = whole < 1e-6
+    of_first, of_last = (1 - part, part) if straight else (np.sin((1 - part) * angle), np.sin(part * angle))
+    return ((of_first * a + of_last * b) / (1.0 if straight else whole)).astype(np.asarray(first).dtype)
 
 
 def walk_back(key: jax.Array, schedule: Schedule, x_0: jax.Array, *, frames: int = 8) -> Path:

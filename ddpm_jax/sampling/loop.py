@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from ddpm_jax.diffusion.levels import Level, Levels, visit
@@ -21,7 +20,8 @@ from ddpm_jax.diffusion.reverse import split
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.sampling import thresholds
 from ddpm_jax.sampling.ancestral import ddpm
-from ddpm_jax.sampling.sampler import Answer, Model, Sampler
+from ddpm_jax.sampling.places import spread, to_host
+from ddpm_jax.sampling.sampler import Answer, Model, Sampler, Step
 from ddpm_jax.sampling.thresholds import Threshold
 from ddpm_jax.types import Denoiser
 
@@ -83,13 +83,14 @@ def sample_batch(
     clip: bool | Threshold = True,
     x_T: jax.Array | None = None,
     conditions: Any = None,
+    around: Callable[[Step, Any], Step] | None = None,
     frames: int = 0,
     on_step: Callable[[Any], None] | None = None,
 ) -> tuple[jax.Array, Path]:
     """Draw the images whose numbers are `indices` [B], in one compiled loop. For use inside a jit of your own.
 
-    `denoise` must be a pytree: jax.tree_util.Partial(function, parameters, ...). `levels` are those of `levels.visit`,
-    with the sampler's stages. The rest is as in `sample`.
+    `denoise` and `around` must be pytrees: jax.tree_util.Partial(function, parameters, ...). `levels` are those of
+    `levels.visit`, with the sampler's stages. The rest is as in `sample`.
 
     Returns:
         images [B, *shape], and the Path of `frames` frames.
@@ -105,10 +106,11 @@ def sample_batch(
     x_T = jnp.asarray(x_T, dtype)
     moments = _moments(num_steps, frames)
     model = ask(denoise, prediction=prediction, clip=clip, conditions=conditions)
+    step = sampler.step if around is None else around(sampler.step, conditions)
 
     def back(i: jax.Array, carry: tuple[Any, Path]) -> tuple[Any, Path]:
         state, path = carry
-        moved, info = sampler.step(state, model, levels, (i, i + 1))
+        moved, info = step(state, model, levels, (i, i + 1))
         if frames:
             now = moments == i
             path = Path(x_t=_put(path.x_t, now, state.x), x_0=_put(path.x_0, now, info.x_0))
@@ -153,6 +155,7 @@ def sample_path(
     indices: jax.Array | np.ndarray | None = None,
     x_T: jax.Array | np.ndarray | None = None,
     conditions: Any = None,
+    around: Callable[[Step, Any], Step] | None = None,
     frames: int = 0,
     sharding: Sharding | None = None,
     on_step: Callable[[Any], None] | None = None,
@@ -177,8 +180,8 @@ def sample_path(
     sampler = ddpm() if sampler is None else sampler
     levels = way(schedule, times, along=along, sampler=sampler, prediction=prediction)
     # A pytree of the function and its arrays: arrays are then arguments of the compiled loop, not constants in it.
-    if not isinstance(denoise, jax.tree_util.Partial):
-        denoise = jax.tree_util.Partial(denoise)
+    denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
+    around = around if around is None or isinstance(around, jax.tree_util.Partial) else jax.tree_util.Partial(around)
     images, paths = [], []
     for start in range(0, num, batch_size):
         # Every batch is full, the last repeats its end, so that one compilation serves any number of images.
@@ -197,6 +200,7 @@ def sample_path(
             clip=clip,
             x_T=part["x_T"],
             conditions=part["conditions"],
+            around=around,
             frames=frames,
             on_step=on_step,
         )
@@ -223,8 +227,11 @@ def way(
     """
     if prediction == "mean" and not isinstance(schedule, Schedule):
         raise ValueError("the prediction mean needs a schedule: it is of a step, which a process doesn't have")
-    options = {"along": along, "stages": sampler.stages, "stages_in": sampler.stages_in}
+    options = {"along": along, "stages": sampler.stages, "stages_in": sampler.stages_in, "anywhere": sampler.whole}
     levels = visit(schedule, times, **options)
+    if sampler.whole:
+        times = np.asarray(levels.visited.t if times is None else times)[levels.ends()]
+        levels = visit(schedule, times, **options)
     if sampler.needs_signal and float(levels.visited.alpha[0]) == 0:
         raise ValueError("this sampler needs some signal at its first level, got alpha = 0: begin below it with times")
     if not padded:
@@ -234,27 +241,14 @@ def way(
     return visit(schedule, times, **options, size=max(most, 2 ** (steps - 1).bit_length()) + 1)
 
 
-def spread(tree: Any, sharding: Sharding) -> Any:
-    """Arrays that every process has whole, in parts on the devices of all of them."""
-
-    def placed(leaf: Any) -> jax.Array:
-        rows = np.asarray(leaf)
-        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-
-    return jax.tree.map(placed, tree)
-
-
-def to_host(tree: Any) -> Any:
-    """Arrays in the memory of every process, whole; every process must ask."""
-
-    def gathered(x: jax.Array) -> np.ndarray:
-        return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
-
-    return jax.tree.map(gathered, tree)
-
-
 def sample(
-    key: jax.Array, denoise: Denoiser, schedule: Schedule, *, shape: tuple[int, ...], num: int = 1, **options: Any
+    key: jax.Array,
+    denoise: Denoiser,
+    schedule: Schedule | Process,
+    *,
+    shape: tuple[int, ...],
+    num: int = 1,
+    **options: Any,
 ) -> np.ndarray:
     """Draw images [num, *shape] by walking from noise to image.
 
@@ -282,6 +276,7 @@ def sample(
         indices: the images' numbers int [num]; 0 .. num-1. Equal numbers share their noise.
         x_T: where to start [num, *shape]; normal, as noisy as the first level.
         conditions: arrays [num, ...] that denoise gets as third argument (classes, say).
+        around: around(step, conditions) -> step, what is done about each step of the sampler: see `sampling.editing`.
         sharding: of a batch's first axis over devices.
         on_step: called with the number of steps done, from inside the loop.
 

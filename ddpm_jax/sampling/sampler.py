@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.levels import Level, Levels
+from ddpm_jax.diffusion.levels import Between, Level, Levels
 
 
 @jax.tree_util.register_dataclass
@@ -69,8 +69,9 @@ class Sampler:
 
     init: Init
     step: Step
-    stages: tuple[float, ...] = ()
-    """Where within a step it asks the network, as parts of the step's log-SNR (or of its t); see `levels.visit`."""
+    stages: tuple[float | Between, ...] = ()
+    """Where else in a step it asks the network, as parts of the step's log-SNR (or of its t) or functions of the
+    log-SNR that is visited; see `levels.visit`."""
     stages_in: str = "log_snr"
     evaluations: int = 1
     """Evaluations of the network in a step that doesn't end at the image."""
@@ -78,6 +79,8 @@ class Sampler:
     """Does it build on earlier steps? Then it may not be turned round on the way."""
     needs_signal: bool = False
     """Does it divide by alpha, so that it can't start where that is 0?"""
+    whole: bool = False
+    """Does it find its own way between the ends? Then only these are visited (`Levels.ends`), and `told` is there."""
 
 
 def start(keys: jax.Array, x_T: jax.Array) -> State:

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import nets
-from ddpm_jax.config import Sampling
+from ddpm_jax import data, networks
+from ddpm_jax.config import Guidance, Sampling
 from ddpm_jax.diffusion import processes, reverse, spacings
 from ddpm_jax.diffusion.processes import Process
-from ddpm_jax.sampling import Path, Sampler, sample_path, samplers, thresholds
+from ddpm_jax.sampling import Path, Sampler, cascade, sample_path, samplers, thresholds
 from ddpm_jax.sampling.thresholds import Threshold
+from ddpm_jax.training import distill_loss, guided
 from ddpm_jax.training import mesh as mesh_lib
-from ddpm_jax.training.run import Parts, num_classes
+from ddpm_jax.training.run import Parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class Way:
 
     @property
     def num_steps(self) -> int:
-        return self.times.size - 1
+        """As the loop counts them: a sampler that finds its own way takes two, to the least noisy level and on."""
+        return min(2, self.times.size - 1) if self.sampler.whole else self.times.size - 1
 
     def options(self) -> dict[str, Any]:
         """As keyword arguments."""
@@ -43,6 +45,7 @@ def way(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> Way:
         ValueError: for a name, a count or a setting that can't be, or a variance that the network doesn't say. `under`
             is what the flags of the settings begin with.
     """
+    guided.check(parts, settings.guidance, under=under)
     own = parts.config.diffusion.variance
     variance = settings.variance or own
     reverse.mix(variance, f"{under}variance")  # DDIM has no use for it, but a typo is a typo
@@ -67,19 +70,41 @@ def width(parts: Parts, num: int, batch_size: int) -> int:
     return -(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size
 
 
-def labels_of(parts: Parts, num: int, label: int | None) -> np.ndarray | None:
+def labels_of(parts: Parts, num: int, label: int | None, guidance: Guidance | None = None) -> np.ndarray | None:
     """The class of each of `num` images, int [num]: every class in turn, or `label` for all; None without classes.
+
+    A network without classes draws those of the classifier that leads it.
 
     Raises:
         ValueError: for a label that the network doesn't have.
     """
-    classes = num_classes(parts.config)
+    classes = guided.num_classes(parts, guidance or Guidance())
     if label is not None and not 0 <= label <= classes - 1:
         known = f"0 .. {classes - 1}" if classes else "none, for it was trained without classes"
         raise ValueError(f"label must be a class of the network ({known}), got {label}")
     if not classes:
         return None
     return np.arange(num) % classes if label is None else np.full(num, label)
+
+
+def told(parts: Parts, seed: int, num: int, label: int | None, guidance: Guidance) -> Any:
+    """What the network is told of each of `num` images: its class, if it takes any; of one that enlarges images, also
+    the run's own images in order, shrunk.
+
+    Raises:
+        ValueError: for a label that the network doesn't have, or guidance of a network that enlarges images.
+    """
+    labels, factor = labels_of(parts, num, label, guidance), networks.enlarges(parts.config.net)
+    if not factor:
+        return labels
+    if guided.acts(guidance):
+        raise ValueError("a network that enlarges images is led by the small ones: it takes no guidance")
+    source = data.load(parts.config.data)
+    rows = np.arange(num) % len(source)
+    small = cascade.shrink(data.to_float(np.asarray(source.images[rows])), factor)
+    if labels is not None and label is None and source.labels is not None:
+        labels = np.asarray(source.labels[rows])
+    return cascade.conditions(jax.random.key(seed), parts.schedule, small, factor=factor, labels=labels)
 
 
 def draw(
@@ -96,21 +121,26 @@ def draw(
 ) -> tuple[np.ndarray, Path]:
     """Images [num, H, W, C] from a run's network, and the Path of `frames` frames; image i depends on (seed, i) only.
 
-    A network with classes draws those that `labels_of` says.
+    A network with classes draws those that `labels_of` says, one that enlarges images the run's own (`told`), led by
+    what `settings` say of guidance.
 
     Raises:
-        ValueError: for a label that the network doesn't have.
+        ValueError: for a label that the network doesn't have, or guidance that can't be.
+        FileNotFoundError: for a run that is to lead it and isn't there.
     """
+    denoise, prediction = distill_loss.as_sampled(
+        parts.config, parts.schedule, guided.denoiser(parts, params, settings.guidance)
+    )
     return sample_path(
         jax.random.key(seed),
-        nets.denoiser(parts.module, mesh_lib.whole(parts.mesh, params)),
+        denoise,
         parts.schedule,
         shape=parts.config.data.shape,
         num=num,
         batch_size=width(parts, num, batch_size),
         **way(parts, settings).options(),
-        prediction=parts.config.diffusion.prediction,
-        conditions=labels_of(parts, num, label),
+        prediction=prediction,
+        conditions=told(parts, seed, num, label, settings.guidance),
         frames=frames,
         sharding=mesh_lib.split(parts.mesh),
         on_step=on_step,

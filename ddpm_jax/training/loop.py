@@ -15,7 +15,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion import bins, reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, checks, feed, gradients, processes, report, snapshots
+from ddpm_jax.training import checkpoint, checks, distill, feed, gradients, processes, report, snapshots
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import way
@@ -34,7 +34,7 @@ from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep
 
 # What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
-FIXED = ("net.", "diffusion.", "data.shape", "optimizer.name", "optimizer.ema_sigma_rels")
+FIXED = ("net.", "diffusion.", "distill.", "data.shape", "optimizer.name", "optimizer.ema_sigma_rels")
 # Fields in these that change no parameter.
 FREE = (
     "net.dropout",
@@ -46,6 +46,7 @@ FREE = (
     "diffusion.offset_noise",
     "diffusion.vlb_weight",
     "diffusion.correct_draw",
+    "distill.teacher",
 )
 
 
@@ -77,7 +78,9 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
     source = data.load(config.data)
     feed.check_source(config.data, source)
     checks.labels(config, source)
-    _check_dispatches(config, checkpoint.newest(workdir / "checkpoints"))
+    begun = checkpoint.newest(workdir / "checkpoints")
+    _check_dispatches(config, begun)
+    taught_by = None if begun else distill.teacher_of(parts)
     step_fn = make_train_step(parts) if program is None else program_lib.load(files.place(program), parts)
     _claim(config, workdir)
     run = config.run
@@ -85,7 +88,10 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
         processes.stop_requests() as stop,  # to the very end: asked twice, a run still waits for its last save
         checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager,
     ):
-        state = parts.init() if manager.latest_step() is None else checkpoint.restore(manager, parts.abstract())
+        if manager.latest_step() is not None:
+            state = checkpoint.restore(manager, parts.abstract())
+        else:
+            state = parts.init() if taught_by is None else parts.start_from(taught_by)
         return _steps(parts, source, workdir, manager, state, step_fn, stop)
 
 

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ddpm_jax import records
-from ddpm_jax.config import Diffusion
+from ddpm_jax import networks, records
+from ddpm_jax.config import Classifier, Config, Diffusion
 from ddpm_jax.diffusion import continuous, reverse
 from ddpm_jax.diffusion.loss import OBJECTIVES
 from ddpm_jax.diffusion.schedules import Schedule
@@ -19,9 +19,9 @@ def check(settings: Diffusion) -> None:
         ValueError: naming every flag that is wrong, and what it needs.
     """
     objective, variance = settings.objective, settings.variance
-    records.pick(dict.fromkeys((*OBJECTIVES, "continuous")), objective, "--diffusion.objective")
+    records.pick(dict.fromkeys((*OBJECTIVES, "continuous", "classifier")), objective, "--diffusion.objective")
     reverse.variance(variance, "--diffusion.variance")
-    continuously = objective == "continuous"
+    continuously, classifies = objective == "continuous", objective == "classifier"
     weighted = objective in ("simple", "hybrid")
     shown = objective, settings.prediction, variance
     faults = {
@@ -36,6 +36,9 @@ def check(settings: Diffusion) -> None:
         ),
         f"--diffusion.objective continuous draws t by {', '.join(continuous.QUANTILES)}, got {settings.draw_t}": (
             continuously and settings.draw_t not in continuous.QUANTILES
+        ),
+        f"--diffusion.objective classifier predicts no image, got {shown[1:]}": (
+            classifies and (reverse.is_learned(variance) or settings.prediction != Diffusion().prediction)
         ),
         f"--diffusion.learn-schedule needs --diffusion.objective continuous, got {objective}": (
             settings.learn_schedule and not continuously
@@ -71,6 +74,26 @@ def check(settings: Diffusion) -> None:
         faults[told] = given != getattr(Diffusion(), name) and not weighted
     if wrong := [fault for fault, found in faults.items() if found]:
         raise ValueError("; ".join(wrong))
+
+
+def check_network(config: Config) -> None:
+    """A classifier is trained as one, and nothing else is; and a network enlarges what it can be shown.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    objective, net = config.diffusion.objective, config.net.kind
+    if (objective == "classifier") != isinstance(config.net, Classifier):
+        raise ValueError(f"--diffusion.objective classifier goes with --net classifier, got {objective} with {net}")
+    if factor := networks.enlarges(config.net):
+        height, width, _ = config.data.shape
+        if factor < 2 or height % factor or width % factor:
+            sides = f"{height}x{width}"
+            raise ValueError(f"--net.enlarges must be 0, or 2 or more that divide the sides {sides}, got {factor}")
+        if config.distill.method:
+            raise ValueError(f"--distill.method {config.distill.method} needs --net.enlarges 0, got {factor}")
+    if objective == "classifier" and config.run.bins:
+        raise ValueError(f"--run.bins {config.run.bins} sorts the error of eps, of which a classifier has none")
 
 
 def check_uncertainty(weighting: Weighting, schedule: Schedule) -> None:

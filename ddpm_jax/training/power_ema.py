@@ -15,7 +15,7 @@ profile is nearest to a wanted one stands for the average of that length (Sec. 3
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -128,10 +128,11 @@ def fit(steps: Sequence[float], gammas: Sequence[float], step: float, gamma: flo
     return Fit(weights=weights, misfit=float(np.sqrt(max(missed, 0.0) / size)))
 
 
-def mixture(parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any:
-    """The sum of weight * tree, added up in float64 on the host; one tree at a time is held beside it."""
-    total = None
-    for weight, tree in parts:
-        part = jax.tree.map(lambda leaf: weight * np.asarray(leaf, np.float64), tree)
-        total = part if total is None else jax.tree.map(np.add, total, part)
-    return total
+def mixtures(parts: Iterable[tuple[Iterable[float], Any]]) -> list[Any]:
+    """Sums of weight * tree, one for each of the weights that come with a tree, added up in float64 on the host."""
+    totals: list[Any] = []
+    for weights, tree in parts:
+        whole = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+        terms = [jax.tree.map(lambda leaf: weight * leaf, whole) for weight in weights]
+        totals = [jax.tree.map(np.add, *pair) for pair in zip(totals, terms, strict=True)] if totals else terms
+    return totals

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.config import Sampling
+from ddpm_jax.config import Classifier, Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.files import Place
 from ddpm_jax.training import processes
@@ -14,11 +14,13 @@ from ddpm_jax.training.draw import draw
 from ddpm_jax.training.run import Parts
 
 
-def preview(parts: Parts, ema: Any, step: int, workdir: Place) -> Place:
-    """Write samples/step_NNNNNNNN.png: the averaged network's pictures of one fixed noise.
+def preview(parts: Parts, ema: Any, step: int, workdir: Place) -> Place | None:
+    """Write samples/step_NNNNNNNN.png: the averaged network's pictures of one fixed noise. A classifier draws none.
 
     Values that aren't finite come out gray: a picture that can't be drawn is no reason to stop a run.
     """
+    if isinstance(parts.config.net, Classifier):
+        return None
     run = parts.config.run
     settings = Sampling(sampler="ddim", steps=(min(run.preview_steps, parts.schedule.num_steps),))
     images, _ = draw(parts, ema, seed=parts.config.seed, num=run.num_samples, settings=settings)

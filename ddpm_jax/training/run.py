@@ -11,19 +11,20 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import files, nets, records
+from ddpm_jax import files, nets, networks, records
 from ddpm_jax.config import Config, Devices
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.diffusion import bins, continuous, norms, schedules, timesteps, uncertainty
 from ddpm_jax.diffusion.continuous import Curve
-from ddpm_jax.diffusion.loss import LossTerms, loss
+from ddpm_jax.diffusion.loss import LossTerms, classification, loss
 from ddpm_jax.diffusion.norms import Norm
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import Draw
 from ddpm_jax.diffusion.weighting_zoo import read
 from ddpm_jax.diffusion.weightings import Weighting
-from ddpm_jax.training import checkpoint, objective, own_weighting, power_ema
+from ddpm_jax.sampling import cascade
+from ddpm_jax.training import checkpoint, distill_loss, objective, own_weighting, power_ema
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.state import State, fresh, make_optimizer
 from ddpm_jax.training.step import LossFn, Remember, TrainStep, make_step, make_update
@@ -53,7 +54,7 @@ class Parts:
             params,
             self.optimizer,
             noise=continuous.init(self.schedule) if self.config.diffusion.learn_schedule else (),
-            history=self.draw_t.init(self.schedule.num_steps),
+            history=distill_loss.start(self.config.distill, params) or self.draw_t.init(self.schedule.num_steps),
             uncertainty=uncertainty.init() if self.config.diffusion.learn_uncertainty else (),
             sigma_rels=self.config.optimizer.ema_sigma_rels,
         )
@@ -110,6 +111,8 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
     whole = own_weighting.absolute(config.diffusion.weighting)
     config = dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, weighting=whole))
     objective.check(config.diffusion)
+    distill_loss.check(config)
+    objective.check_network(config)
     records.pick(ON_NONFINITE, config.run.on_nonfinite, "--run.on-nonfinite")
     power_ema.check(config.optimizer.ema_sigma_rels, "--optimizer.ema-sigma-rels")
     schedule = schedules.build(config.diffusion)
@@ -134,7 +137,7 @@ def build(config: Config, *, devices: list[Any] | None = None, to_train: bool = 
 
 
 def num_classes(config: Config) -> int:
-    """Classes that the network is conditioned on; 0 for none."""
+    """Classes that the network is conditioned on, or tells apart; 0 for none."""
     return getattr(config.net, "num_classes", 0)
 
 
@@ -150,15 +153,22 @@ def make_loss(parts: Parts) -> LossFn:
     """
     settings, net = parts.config.diffusion, parts.config.net
     table = None if parts.weights is None else functools.partial(read, parts.schedule, parts.weights)
+    of_all = parts.config, parts.module, parts.schedule, parts.mesh
+    distilled = distill_loss.make(*of_all, weighting=table or parts.weighting, norm=parts.norm)
 
     def loss_fn(key: jax.Array, trained: Any, batch: Batch, history: Any) -> tuple[jax.Array, LossTerms]:
         key_loss, key_dropout, key_labels = jax.random.split(key, 3)
-        labels = []
+        labels: list[Any] = []
         if batch.labels is not None:
             hidden = jax.random.bernoulli(key_labels, getattr(net, "label_dropout", 0.0), batch.labels.shape)
             labels = [jnp.where(hidden, num_classes(parts.config), batch.labels)]
-        denoise = nets.denoiser_in_training(parts.module, trained["net"], key_dropout, *labels)
         images = jnp.asarray(batch.images)
+        if factor := networks.enlarges(net):
+            key_low = jax.random.fold_in(key_labels, 1)
+            labels = [cascade.in_training(key_low, parts.schedule, images, factor, *labels)]
+        if distilled is not None:
+            return distilled(key_loss, key_dropout, trained["net"], images, labels, history)
+        denoise = nets.denoiser_in_training(parts.module, trained["net"], key_dropout, *labels)
         if settings.objective == "continuous":
             return continuous.loss(
                 key_loss,
@@ -170,6 +180,9 @@ def make_loss(parts: Parts) -> LossFn:
                 prediction=settings.prediction,
                 quantiles=continuous.QUANTILES[settings.draw_t],
             )
+        if settings.objective == "classifier":
+            draw = {"draw_t": parts.draw_t, "history": history, "correct_draw": settings.correct_draw}
+            return classification(key_loss, parts.schedule, denoise, images, **draw)
         u = functools.partial(uncertainty.log_variance, trained["uncertainty"]) if settings.learn_uncertainty else None
         return loss(
             key_loss,
@@ -193,7 +206,9 @@ def make_loss(parts: Parts) -> LossFn:
 
 
 def make_remember(parts: Parts) -> Remember:
-    """remember(history, terms): what the draw of t keeps of a batch."""
+    """remember(history, terms): what the draw of t, or distillation, keeps of a batch."""
+    if parts.config.distill.method:
+        return distill_loss.remember
     return lambda history, terms: parts.draw_t.update(history, parts.schedule, terms.t, terms.objective)
 
 
@@ -214,6 +229,7 @@ def make_train_update(parts: Parts, edges: jax.Array | None = None) -> TrainStep
     `parts.schedule` and `parts.weights` may be traced. `edges` of bins of log-SNR, if
     given, are in place of the run's own.
     """
+    distill_loss.refuse(parts.config)
     settings = _of_step(parts)
     if edges is not None:
         settings["edges"] = edges

@@ -80,27 +80,26 @@ class Reconstruction:
 
 
 def reconstruct(
-    workdir: files.Place, state: State, sigma_rel: float, *, of: Sequence[float] | None = None
-) -> Reconstruction:
-    """The power average of length `sigma_rel` as it was at the state's step.
+    workdir: files.Place, state: State, sigma_rels: Sequence[float], *, of: Sequence[float] | None = None
+) -> list[Reconstruction]:
+    """The power averages of these lengths as they were at the state's step; each snapshot is read once for all.
 
-    It is made of the averages in `state` (from `run.load`) and the snapshots of earlier steps.
+    They are made of the averages in `state` (from `run.load`) and the snapshots of earlier steps.
 
     Args:
-        of: the lengths of the averages to make it of; all that the run kept if not given.
+        of: the lengths of the averages to make them of; all that the run kept if not given.
 
     Raises:
         ValueError: for a length out of reach, or a run that kept no power averages, or not those of `of`.
         FileNotFoundError: if there are no snapshots before the state's step.
     """
-    gamma = power_ema.gamma_of(sigma_rel)
-    kept = state.power_ema or {}
+    kept, now, folder = state.power_ema or {}, int(state.step), workdir / FOLDER
+    wanted = [power_ema.gamma_of(length) for length in sigma_rels]
     if not kept:
         raise ValueError(f"{workdir} kept no power averages: train with --optimizer.ema-sigma-rels 0.05 0.1 {FLAG} N")
     names = list(kept) if of is None else [str(length) for length in of]
     if missing := [name for name in names if name not in kept]:
         raise ValueError(f"of must be among the run's averages {', '.join(kept)}, got {', '.join(missing)}")
-    now, folder, gammas = int(state.step), workdir / FOLDER, [power_ema.gamma_of(float(name)) for name in names]
     with contextlib.ExitStack() as opened:
         steps, manager = [], None
         if files.is_dir(folder):
@@ -108,17 +107,25 @@ def reconstruct(
             steps = [step for step in sorted(manager.all_steps()) if step < now]
         if manager is None or not steps:
             raise FileNotFoundError(f"{folder} has no snapshots before step {now}: train.py writes them with {FLAG}")
-        of_each = [step for step in (*steps, now) for _ in names]
-        found = power_ema.fit(of_each, gammas * (len(steps) + 1), now, gamma)
+        times, gammas = [*steps, now], [power_ema.gamma_of(float(name)) for name in names]
+        of_each = [step for step in times for _ in names], gammas * len(times)
+        fits = [power_ema.fit(*of_each, now, gamma) for gamma in wanted]
+        weights = np.stack([found.weights.reshape(len(times), len(names)) for found in fits])  # [lengths, times, names]
+        counts = np.abs(weights[:, :-1]).max(axis=2) > NEGLIGIBLE
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.power_ema)
-        weights = dict(zip([*steps, now], found.weights.reshape(-1, len(names)), strict=True))
-        used = [step for step in steps if np.abs(weights[step]).max() > NEGLIGIBLE]
 
-        def parts() -> Iterator[tuple[float, Any]]:
-            for step in [*used, now]:
-                averages = state.power_ema if step == now else checkpoint.restore_tree(manager, like, step)
-                yield from zip(weights[step], (averages[name] for name in names), strict=True)
+        def parts() -> Iterator[tuple[np.ndarray, Any]]:
+            for i, step in enumerate(times):
+                if step == now or counts[:, i].any():
+                    averages = kept if step == now else checkpoint.restore_tree(manager, like, step)
+                    yield from zip(weights[:, i].T, (averages[name] for name in names), strict=True)
 
-        mixed = power_ema.mixture(parts())
-    params = jax.tree.map(lambda x, old: jax.device_put(x.astype(old.dtype), old.sharding), mixed, state.ema)
-    return Reconstruction(params=params, misfit=found.misfit, num_snapshots=len(used))
+        mixed = power_ema.mixtures(parts())
+
+    def placed(mixture: Any) -> Any:
+        return jax.tree.map(lambda x, old: jax.device_put(x.astype(old.dtype), old.sharding), mixture, state.ema)
+
+    return [
+        Reconstruction(params=placed(mixture), misfit=found.misfit, num_snapshots=int(count.sum()))
+        for mixture, found, count in zip(mixed, fits, counts, strict=True)
+    ]
