@@ -30,8 +30,8 @@ RESAMPLED = 400
 class Flags:
     """Train a run for each of `decays`, and measure."""
 
-    decays: tuple[str, ...] = ("cosine", "constant")
-    """How the learning rate ends: cosine is the preset's."""
+    decays: tuple[str, ...] = ("cosine",)
+    """How the learning rate ends: cosine, as the preset has it, or constant."""
     steps: int = 1500
     snapshot_every: int = 15
     num: int = 1024
@@ -72,17 +72,18 @@ def rows_of(decay: str, asked: Flags) -> list[dict]:
     train(config_of(decay, asked), workdir)
     parts, state = run.load(workdir, step=asked.steps)
     images.mkdir(exist_ok=True)
+    of_name = {"last step": state.params, "ordinary average": state.ema}
+    made = dict(zip(map(str, LENGTHS), snapshots.reconstruct(workdir, state, LENGTHS, of=KEPT), strict=True))
     rows = []
-    for name in ("last step", "ordinary average", *map(str, LENGTHS)):
+    for name in (*of_name, *made):
         row: dict[str, Any] = {"decay": decay, "weights": name}
-        params = {"last step": state.params, "ordinary average": state.ema}.get(name)
-        if params is None:
-            made = snapshots.reconstruct(workdir, state, float(name), of=KEPT)
-            params, row["misfit"], row["snapshots"] = made.params, made.misfit, made.num_snapshots
-            if float(name) in TRACKED:
-                off = jax.tree.map(np.subtract, params, state.power_ema[name])
-                moved = jax.tree.map(np.subtract, state.params, state.power_ema[name])
-                row["error"] = norm(off) / norm(moved)
+        params = of_name.get(name) or made[name].params
+        if name in made:
+            row |= {"misfit": made[name].misfit, "snapshots": made[name].num_snapshots}
+        if name in map(str, TRACKED):
+            off = jax.tree.map(np.subtract, params, state.power_ema[name])
+            moved = jax.tree.map(np.subtract, state.params, state.power_ema[name])
+            row["error"] = norm(off) / norm(moved)
         row["distance_to_last_step"] = norm(jax.tree.map(np.subtract, params, state.params)) / norm(state.params)
         file = images / f"{name.replace(' ', '_')}_{asked.num}_{asked.sampling_steps}_{asked.seed}.npy"
         if not file.exists():
