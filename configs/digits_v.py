@@ -2,7 +2,8 @@
 
 Command:   python train.py digits_v, then python -m ddpm_jax.cli.distill runs/digits_v
 Hardware:  2 CPU cores, 4 minutes
-Result:    see benchmarks/distill.py: Frechet distances of the models of 8, 4, 2 and 1 steps that it teaches
+Result:    Frechet distance in pixel space 0.20 by 1000 ancestral steps, 3.5 by 2 DDIM steps and 16 by 1; of students
+           of it 0.42 and 0.56 (benchmarks/distill.py)
 Why so:    eps says nothing about the image where nearly all is noise, and there a single step begins: v does
            (Salimans & Ho 2022, Sec. 4)
 Network:   1.0 M parameters, that of digits

@@ -126,7 +126,7 @@ class Optimizer:
     learning_rate: float = 2e-4
     warmup_steps: int = 5000
     decay: str = "constant"
-    """After the warm-up: constant or cosine (to zero at the last step)."""
+    """After the warm-up: constant, or cosine or linear to zero at the last step."""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -181,8 +181,9 @@ class Sampling:
     """Walk along vp, sub_vp, ve, edm or flow, whatever the network was trained on; empty for its own schedule."""
     variance: str = ""
     """For ddpm: large, small, medium:F, learned or learned_range; empty for the run's own, diffusion.variance."""
-    eta: float = 0.0
-    """For ddim: 0 is deterministic, 1 as noisy as ddpm with the small variance."""
+    eta: float | None = None
+    """For ddim, euler_ancestral, dpm2_ancestral and dpm_solver_pp_sde: 0 is deterministic, 1 as noisy as ddpm with the
+    small variance; the sampler's own if not given (ddim's is 0)."""
     clip: bool = True
     """Keep the prediction of x_0 in [-1, 1]."""
     dynamic_threshold: float = 0.0
@@ -273,6 +274,10 @@ def read(path: files.Place) -> Config:
     if not files.is_file(path):
         raise FileNotFoundError(f"{path.parent} is no run's folder: it has no {path.name} (train.py writes one)")
     try:
-        return records.from_dict(json.loads(path.read_text()), Config, path.name)
+        plain = json.loads(path.read_text())
+        drawn = plain.get("sampling") if isinstance(plain, dict) else None
+        if isinstance(drawn, dict) and drawn.get("sampler", "ddpm") != "ddim" and drawn.get("eta") == 0:
+            del drawn["eta"]  # once the default, for samplers that had no use for it
+        return records.from_dict(plain, Config, path.name)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None

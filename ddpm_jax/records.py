@@ -37,13 +37,21 @@ def match_arguments(
     """NAME VALUE pairs as keyword arguments of a function; those named in `but` aren't for the user to give.
 
     Raises:
-        ValueError: for a name that the function doesn't take, with the nearest that it does, and all of them.
+        ValueError: for a name that the function doesn't take, with the nearest that it does, and all of them; for one
+            that is given twice, or a word in place of a number.
     """
+    arguments = list(arguments)
     known = [name for name in inspect.signature(function).parameters if name not in but]
     for name, _ in arguments:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise ValueError(f"{where} {takes}, got {name}{suggest(name, known)}")
+    for name, value in arguments:
+        if [other for other, _ in arguments].count(name) > 1:
+            raise ValueError(f"{where} takes {name} once, got it twice")
+        wants_word = inspect.signature(function).parameters[name].annotation is str
+        if wants_word != isinstance(value, str):
+            raise ValueError(f"{where} {name} must be a {'word' if wants_word else 'number'}, got {value}")
     return dict(arguments)
 
 
@@ -78,7 +86,9 @@ def from_dict(plain: Mapping[str, Any], cls: type[T], where: str) -> T:
 
 def _read(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType) and not any(map(dataclasses.is_dataclass, typing.get_args(hint))):
-        return _read(value, str if isinstance(value, str) else float, where)  # a number or a name
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _read(value, str if isinstance(value, str) and str in typing.get_args(hint) else float, where)
     if isinstance(hint, types.UnionType):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be an object, got {value!r}")

@@ -39,7 +39,7 @@ def test_an_image_goes_along_the_flow_to_its_noise_and_back():
     denoise = jax.tree_util.Partial(worlds.denoiser(WORLD, vp, prediction="v"))
     for along, times in (
         (None, (1e-3, 1.0)),
-        (processes.sub_vp(), (0.01, 0.9)),
+        (processes.sub_vp(), (0.05, 0.9)),
         (processes.ve(), (0.05, 0.95)),
         (processes.flow(), (0.02, 0.98)),
     ):

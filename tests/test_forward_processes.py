@@ -52,6 +52,7 @@ def test_t_is_found_again_by_its_log_snr_from_end_to_end(name):
     t = np.linspace(process.end, process.start * (1 - 1e-9), 50)
     np.testing.assert_allclose(process.t_of(np, process.log_snr(np, t)), t, rtol=1e-7)
     assert process is PROCESSES[name](), "equal settings, the same object"
+    assert processes.vp() is processes.vp(0.1) is processes.vp(beta_max=20)
 
 
 def test_the_flow_ends_without_any_signal():
@@ -79,6 +80,22 @@ def test_a_schedules_process_reads_its_tables():
     assert alpha[-1] == 0
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_within_what_a_network_knows_a_process_ends_where_the_networks_own_does(name):
+    own, walked = processes.of_schedule(schedules.linear()), PROCESSES[name]()
+    kept = processes.within(walked, own)
+    with np.errstate(divide="raise"):
+        ends = [
+            (own.log_snr(np, own.end), kept.end, walked.end),
+            (own.log_snr(np, own.start), kept.start, walked.start),
+        ]
+    for log_snr, end, of_walked in ends:
+        assert walked.end <= end <= walked.start
+        assert end == of_walked or walked.log_snr(np, end) == pytest.approx(log_snr, abs=1e-6)
+    assert own.log_snr(np, own.start) - 1e-6 <= kept.log_snr(np, kept.start)
+    assert kept.log_snr(np, kept.end) <= own.log_snr(np, own.end) + 1e-6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -86,6 +103,7 @@ def test_a_schedules_process_reads_its_tables():
         (lambda: processes.sub_vp(0, 1), "beta_min and beta_max must rise above 0.0, got 0 and 1"),
         (lambda: processes.ve(0.0, 1), "sigma_min and sigma_max must rise"),
         (lambda: processes.edm(1, 1), "sigma_min and sigma_max must rise"),
+        (lambda: processes.vp(end=2.0), r"end must lie in \(0, 1\), got 2.0"),
         (lambda: processes.flow(2.0), r"must rise within \(0, 1\], got 0.001 and 2.0"),
         (lambda: processes.build("sub-vp", "--process"), "--process: there is no 'sub-vp', did you mean 'sub_vp'"),
     ],

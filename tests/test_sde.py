@@ -226,5 +226,5 @@ def test_bad_settings_are_refused():
         with pytest.raises(ValueError, match=message):
             make(**options)
     assert predictor_corrector(corrections=1.0) is predictor_corrector()
-    with pytest.raises(ValueError, match="needs some signal at its first level"):
+    with pytest.raises(ValueError, match="divides by alpha, which is 0 at the first level"):
         sample(KEY, lambda x, t: x, processes.flow(), shape=(1,), times=(1.0, 0.5), sampler=euler_maruyama())

@@ -190,7 +190,7 @@ def test_what_divides_by_alpha_does_not_start_without_signal():
     refused = {words for words in EVALUATIONS if named(words).needs_signal}
     assert refused == {"heun", "edm s_churn=3", "dpm2", "dpm2_ancestral", "rk4", "pndm", "pndm runge_kutta=0"}
     for words in refused:
-        with pytest.raises(ValueError, match="needs some signal at its first level, got alpha = 0"):
+        with pytest.raises(ValueError, match="divides by alpha, which is 0 at the first level"):
             way(NO_SIGNAL, None, sampler=named(words))
 
 
@@ -220,3 +220,30 @@ def test_settings_are_bound_once_and_bad_ones_refused():
             lms(order=order)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got 2"):
         dpm2_ancestral(eta=2)
+
+
+@pytest.mark.parametrize(
+    ("process", "times"),
+    [
+        (processes.edm(0.0625, 64.0), spacings.log_snr(processes.edm(0.0625, 64.0), (11,))),  # each step half the last
+        (processes.flow(), np.linspace(1.0, 0.0, 33)),
+        (processes.flow(), np.linspace(1.0, 0.0, 21)),
+    ],
+)
+def test_lms_goes_ways_whose_steps_stand_in_whole_ratios(process, times):
+    """There what stands in for a step not yet taken must not fall on one that was: 0 / 0."""
+    network = worlds.denoiser(worlds.GAUSSIAN, process, "x0")
+    x = sample(
+        KEY,
+        network,
+        process,
+        shape=(4, 4, 1),
+        num=4,
+        batch_size=4,
+        times=times,
+        sampler=lms(),
+        prediction="x0",
+        clip=False,
+    )
+    assert np.isfinite(x).all()
+    assert np.abs(x - worlds.GAUSSIAN.mean()).max() < 6 * worlds.GAUSSIAN.std()

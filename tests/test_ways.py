@@ -8,7 +8,8 @@ import pytest
 
 from ddpm_jax.diffusion import processes, schedules, spacings
 from ddpm_jax.diffusion.levels import visit
-from ddpm_jax.sampling import ddim, sample, sample_batch, sample_path
+from ddpm_jax.sampling import SAMPLERS, build, ddim, frame_steps, sample, sample_batch, sample_path, way
+from ddpm_jax.sampling.loop import _moments
 
 LINEAR = schedules.linear()
 KEY = jax.random.key(0)
@@ -69,3 +70,39 @@ def test_a_network_of_a_process_starts_as_noisy_as_its_first_level():
     assert x_T.std() == pytest.approx(50, rel=4 / np.sqrt(2 * x_T.size))
     with pytest.raises(ValueError, match="the prediction mean needs a schedule"):
         start(times=[1.0, 0.0], prediction="mean")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_with_noise_of_their_own_only_go_down(name):
+    """And say so; those without go up, to something finite."""
+    sampler = build(name)
+    if not sampler.only_down:
+        return
+    with pytest.raises(ValueError, match="only goes down: times must fall"):
+        way(LINEAR, [10, 100, 500], sampler=sampler)
+    assert way(LINEAR, [500, 100, 10], sampler=sampler).visited.t.shape == (1001,)
+
+
+def test_which_samplers_only_go_down():
+    down = {name for name in SAMPLERS if build(name).only_down}
+    noisy = {"ddpm", "euler_ancestral", "dpm2_ancestral", "dpm_solver_pp_sde", "consistency"}
+    assert down == noisy | {"euler_maruyama", "exponential_sde", "reverse_diffusion", "predictor_corrector"}
+    assert build("ddim", (("eta", 0.5),)).only_down
+    assert build("edm", (("s_churn", 5.0),)).only_down
+
+
+@pytest.mark.parametrize("name", processes.PROCESSES)
+def test_a_network_is_told_times_it_knows_wherever_it_is_walked(name):
+    """Also where the process begins noisier, or ends less noisy, than the network's own."""
+    walked = processes.PROCESSES[name]()
+    for own in (LINEAR, processes.vp(), processes.flow()):
+        times = spacings.even(walked, (9,))
+        time = np.asarray(visit(own, times, along=walked, stages=(0.5,)).visited.time)
+        assert (time >= 0).all()
+        assert (time <= 1000).all()
+
+
+def test_frames_in_the_loop_are_those_that_their_titles_say():
+    for frames in (2, 5, 11, 51):
+        for steps in (1, 2, 5, 25, 50, 250, 999, 1000):
+            np.testing.assert_array_equal(_moments(jnp.int32(steps), frames), frame_steps(steps, frames))

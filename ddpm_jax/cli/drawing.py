@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import data, files, nets, sampling
+from ddpm_jax import data, files, nets, networks, sampling
 from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.files import Place
-from ddpm_jax.training import guided, processes
+from ddpm_jax.training import distill_loss, guided, processes
 from ddpm_jax.training.draw import draw, labels_of, way, width
 from ddpm_jax.training.run import Parts, num_classes, without_class
 
@@ -162,19 +162,22 @@ def interpolation(of: Drawing, *, pairs: int, t: float, num: int = 9) -> None:
     classes = num_classes(config)
     if classes and not without_class(config):
         raise ValueError("--interpolate needs a network that was also trained without its class (--net.label-dropout)")
+    if networks.enlarges(config.net):
+        raise ValueError("--interpolate draws mixtures, which have no small image: not for a network that enlarges")
+    denoise, prediction = distill_loss.as_sampled(config, of.parts.schedule, nets.denoiser(of.parts.module, of.params))
     rows = []
     for i in tqdm(range(pairs), desc="interpolating", unit="pair", disable=not processes.writes()):
         ends = jnp.asarray(batch.images[2 * i : 2 * i + 2])
         between = sampling.interpolate(
             jax.random.fold_in(jax.random.key(of.seed), i),
-            nets.denoiser(of.parts.module, of.params),
+            denoise,
             of.parts.schedule,
             ends,
             t=t,
             num=num,
             batch_size=num,
             **chosen.options(),
-            prediction=config.diffusion.prediction,
+            prediction=prediction,
             conditions=np.full(num, classes) if classes else None,  # "no class": a mixture has none
         )
         rows.append(np.concatenate([ends[:1], between, ends[1:]]))

@@ -50,7 +50,7 @@ def read(of: Told, log_snr: jax.Array) -> tuple[jax.Array, jax.Array, NoiseLevel
         time, size = jnp.interp(t, places, of.schedule.times.astype(log_snr.dtype)), jnp.ones_like(log_snr)
         own = jax.tree.map(lambda row: row[0], at(of.schedule, t[None]))
         return time, size, dataclasses.replace(own, alpha=alpha, sigma=sigma, log_snr=log_snr)
-    t = jnp.clip(of.process.t_of(jnp, log_snr), of.process.clean, of.process.start)
+    t = jnp.clip(of.process.t_of(jnp, log_snr), of.process.end, of.process.start)
     size = jnp.hypot(jnp.exp(of.process.log_alpha(jnp, t)), jnp.exp(of.process.log_sigma(jnp, t)))
     none = jnp.full_like(log_snr, jnp.nan)
     own = NoiseLevel(alpha=size * alpha, sigma=size * sigma, log_snr=log_snr, coef_x0=none, coef_xt=none, variance=none)

@@ -161,7 +161,7 @@ def _level(
     """The fields of a Level but for gain and dt, float64 [N]."""
     asked = np.where(clean, walked.end, t)  # of an image the network is told that it is the least noisy level
     alpha, sigma = _alpha_sigma(walked, asked, clean)
-    own_t = asked if walked is own else np.where(clean, own.end, own.t_of(np, log_snr))
+    own_t = asked if walked is own else np.where(clean, own.end, np.clip(own.t_of(np, log_snr), own.end, own.start))
     own_alpha, own_sigma = (alpha, sigma) if walked is own else _own_alpha_sigma(own, own_t, log_snr, clean)
     level: dict[str, Any] = {"alpha": own_alpha, "sigma": own_sigma, "log_snr": log_snr}
     drift, diffusion = _sde(walked, schedule if walked is own else None, asked, sigma)

@@ -30,7 +30,10 @@ Curve = Callable[[Any, Any], Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Process:
-    """Signal and noise over t, which rises with the noise. Equal settings give the same object: it may be static."""
+    """Signal and noise over t, which rises with the noise.
+
+    Builders give the same object for equal settings, so that it may be static, but for `of_schedule` and `within`.
+    """
 
     name: str
     log_alpha: Curve
@@ -52,7 +55,8 @@ class Process:
 
     def log_snr(self, xp: Any, t: Any) -> Any:
         """log(alpha^2 / sigma^2) at t, within +-LOG_SNR_LIMIT."""
-        return xp.clip(2 * (self.log_alpha(xp, t) - self.log_sigma(xp, t)), -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        with np.errstate(divide="ignore"):  # no signal, no noise: a logarithm of 0
+            return xp.clip(2 * (self.log_alpha(xp, t) - self.log_sigma(xp, t)), -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
 def _thousand(xp: Any, t: Any) -> Any:
@@ -65,6 +69,11 @@ def _range(name: str, low: float, high: float, floor: float = 0.0) -> None:
         raise ValueError(f"{name}_min and {name}_max must rise above {floor}, got {low} and {high}")
 
 
+def _checked_end(end: float) -> None:
+    if not 0 < end < 1:
+        raise ValueError(f"end must lie in (0, 1), got {end}")
+
+
 def _log_alpha_vp(beta_min: float, beta_max: float) -> Curve:
     return lambda xp, t: -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
 
@@ -75,14 +84,19 @@ def _t_of_log_alpha(xp: Any, log_alpha: Any, beta_min: float, beta_max: float) -
     return -4 * log_alpha / (beta_min + xp.sqrt(beta_min**2 - 4 * rising * log_alpha))
 
 
-@functools.lru_cache
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-3) -> Process:
     """Variance preserving (Song et al. 2021, Eq. 33): the limit of the linear schedule for many steps.
 
     Raises:
-        ValueError: unless 0 < beta_min < beta_max.
+        ValueError: unless 0 < beta_min < beta_max and 0 < end < 1.
     """
     _range("beta", beta_min, beta_max)
+    _checked_end(end)
+    return _vp(float(beta_min), float(beta_max), float(end))
+
+
+@functools.lru_cache
+def _vp(beta_min: float, beta_max: float, end: float) -> Process:
     log_alpha = _log_alpha_vp(beta_min, beta_max)
 
     def t_of(xp: Any, log_snr: Any) -> Any:
@@ -100,14 +114,19 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-3) -> Proc
     )
 
 
-@functools.lru_cache
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-3) -> Process:
     """Below the variance of `vp` everywhere (Song et al. 2021, Eq. 29): sigma = 1 - alpha^2.
 
     Raises:
-        ValueError: unless 0 < beta_min < beta_max.
+        ValueError: unless 0 < beta_min < beta_max and 0 < end < 1.
     """
     _range("beta", beta_min, beta_max)
+    _checked_end(end)
+    return _sub_vp(float(beta_min), float(beta_max), float(end))
+
+
+@functools.lru_cache
+def _sub_vp(beta_min: float, beta_max: float, end: float) -> Process:
     log_alpha = _log_alpha_vp(beta_min, beta_max)
 
     def t_of(xp: Any, log_snr: Any) -> Any:
@@ -126,14 +145,19 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-3) -> 
     )
 
 
-@functools.lru_cache
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, end: float = 1e-5) -> Process:
     """Variance exploding (Song et al. 2021, Eq. 31): sigma = sigma_min (sigma_max / sigma_min)^t.
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max.
+        ValueError: unless 0 < sigma_min < sigma_max and 0 < end < 1.
     """
     _range("sigma", sigma_min, sigma_max)
+    _checked_end(end)
+    return _ve(float(sigma_min), float(sigma_max), float(end))
+
+
+@functools.lru_cache
+def _ve(sigma_min: float, sigma_max: float, end: float) -> Process:
     low, span = np.log(sigma_min), np.log(sigma_max / sigma_min)
     return Process(
         name="ve",
@@ -147,7 +171,6 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, end: float = 1e-5) -> P
     )
 
 
-@functools.lru_cache
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
     """sigma = t (Karras et al. 2022, Table 1). Its networks are told c_noise = log(sigma) / 4.
 
@@ -155,6 +178,11 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
         ValueError: unless 0 < sigma_min < sigma_max.
     """
     _range("sigma", sigma_min, sigma_max)
+    return _edm(float(sigma_min), float(sigma_max))
+
+
+@functools.lru_cache
+def _edm(sigma_min: float, sigma_max: float) -> Process:
     return Process(
         name="edm",
         log_alpha=lambda xp, t: 0.0 * t,
@@ -167,7 +195,6 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
     )
 
 
-@functools.lru_cache
 def flow(start: float = 1.0, end: float = 1e-3) -> Process:
     """The straight line between image and noise (Lipman et al. 2023, Eq. 22 with sigma_min 0; Liu et al. 2023).
 
@@ -178,6 +205,11 @@ def flow(start: float = 1.0, end: float = 1e-3) -> Process:
     """
     if not 0 < end < start <= 1:
         raise ValueError(f"end and start must rise within (0, 1], got {end} and {start}")
+    return _flow(float(start), float(end))
+
+
+@functools.lru_cache
+def _flow(start: float, end: float) -> Process:
 
     return Process(
         name="flow",
@@ -219,6 +251,13 @@ def of_schedule(schedule: Schedule) -> Process:
         clean=-1.0,
         steps=schedule.num_steps,
     )
+
+
+def within(process: Process, own: Process) -> Process:
+    """The part of a process whose noise levels a network of `own` knows: beyond it would have to guess."""
+    noisiest, least = own.log_snr(np, own.start), own.log_snr(np, own.end)
+    start, end = float(process.t_of(np, noisiest)), float(process.t_of(np, least))
+    return dataclasses.replace(process, start=min(process.start, start), end=max(process.end, end))
 
 
 PROCESSES: dict[str, Callable[..., Process]] = {"vp": vp, "sub_vp": sub_vp, "ve": ve, "edm": edm, "flow": flow}

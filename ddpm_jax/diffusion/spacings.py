@@ -72,6 +72,8 @@ def trailing(process: Process, counts: Sequence[int]) -> np.ndarray:
     """Evenly back from the noisiest level, which is always visited (Lin et al. 2023, Table 2)."""
     count = _one(process, counts, "trailing")
     if process.steps is None:
+        if (process.start - process.clean) / count < process.end - process.clean:
+            raise ValueError(f"trailing can't take {count} steps of {process.name}: the last would lie below its end")
         return np.linspace(process.start, process.clean, count + 1)
     return _to_image(process, [round(process.steps - i * process.steps / count) - 1 for i in range(count)])
 
@@ -142,7 +144,8 @@ def beta(process: Process, counts: Sequence[int], *, a: float = 0.6, b: float = 
 def _rho(low: float, high: float, rho: float, count: int) -> np.ndarray:
     if not rho > 0:
         raise ValueError(f"rho must be positive, got {rho}")
-    return np.linspace(high ** (1 / rho), low ** (1 / rho), count) ** rho
+    with np.errstate(all="ignore"):
+        return np.linspace(high ** (1 / rho), low ** (1 / rho), count) ** rho
 
 
 def _of_sigmas(process: Process, sigmas: np.ndarray, name: str) -> np.ndarray:
@@ -156,7 +159,7 @@ def _of_log_snr(process: Process, wanted: np.ndarray, name: str) -> np.ndarray:
 
 
 def _falling(process: Process, t: np.ndarray, name: str) -> np.ndarray:
-    if (np.diff(t) >= 0).any():
+    if not (np.diff(t) < 0).all():  # NaN too
         raise ValueError(f"{name} can't tell {t.size} levels of the process {process.name} apart; take fewer steps")
     return t
 
@@ -208,4 +211,8 @@ def build(
     """
     spacing = pick(SPACINGS, name, f"{under}spacing")
     but = list(inspect.signature(spacing).parameters)[:2]
-    return spacing(process, counts, **match_arguments(spacing, arguments, f"{under}spacing-args: {name}", but=but))
+    settings = match_arguments(spacing, arguments, f"{under}spacing-args: {name}", but=but)
+    try:
+        return spacing(process, counts, **settings)
+    except ValueError as error:
+        raise ValueError(f"{under}spacing {name}: {error}") from None

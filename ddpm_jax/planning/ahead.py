@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import files, nets
+from ddpm_jax import files, nets, networks
 from ddpm_jax.config import Config
 from ddpm_jax.planning import collectives
 from ddpm_jax.planning.collectives import Collective
 from ddpm_jax.planning.targets import Target
 from ddpm_jax.sampling import loop
+from ddpm_jax.training import distill_loss, guided
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import way
@@ -96,17 +97,20 @@ def compile_sampler(parts: Parts, target: Target, *, effort: float = QUICK) -> A
         as `compile_step`.
     """
     config = parts.config
-    chosen, prediction = way(parts, config.sampling), config.diffusion.prediction
-    levels = loop.way(
-        parts.schedule, chosen.times, along=chosen.along, sampler=chosen.sampler, prediction=prediction, padded=False
-    )
+    chosen = way(parts, config.sampling)
+    if chosen.sampler.whole:
+        raise ValueError(f"--sampling.sampler {config.sampling.sampler} takes as many steps as it needs: none to plan")
+    if guided.acts(config.sampling.guidance) or networks.enlarges(config.net):
+        raise ValueError("--sampler plans networks that are neither guided nor shown small images")
+    levels = chosen.levels(parts)
     rows, whole = mesh_lib.split(parts.mesh), mesh_lib.replicated(parts.mesh)
 
     def draw(params: Any, key: jax.Array, indices: jax.Array, labels: jax.Array | None) -> jax.Array:
+        denoise, prediction = distill_loss.as_sampled(config, parts.schedule, nets.denoiser(parts.module, params))
         return loop.sample_batch(
             key,
             indices,
-            nets.denoiser(parts.module, params),
+            denoise,
             levels,
             shape=config.data.shape,
             sampler=chosen.sampler,

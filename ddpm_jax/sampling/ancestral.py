@@ -32,7 +32,7 @@ def _ddpm_with(mix: Mix) -> Sampler:
         deviation = jnp.where(last, 0.0, jnp.exp(0.5 * log_variance))
         return moved(state, mean + deviation * noise(state)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step)
+    return Sampler(init=start, step=step, only_down=True)
 
 
 def ddpm(*, variance: str = "large") -> Sampler:
@@ -60,7 +60,7 @@ def _ddim(eta: float) -> Sampler:
         x = x + towards * said.eps + jnp.sqrt(variance) * noise(state)
         return moved(state, x), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step)
+    return Sampler(init=start, step=step, only_down=eta > 0)
 
 
 def ddim(*, eta: float = 0.0) -> Sampler:

@@ -17,7 +17,7 @@ def _consistency(sigma_min: float) -> Sampler:
         spread = jnp.sqrt(jnp.maximum(there.sigma**2 - (there.alpha * sigma_min) ** 2, 0.0))
         return moved(state, there.alpha * end + spread * noise(state)), Info(x_0=end)
 
-    return Sampler(init=start, step=step)
+    return Sampler(init=start, step=step, only_down=True)
 
 
 def consistency(*, sigma_min: float = 0.002) -> Sampler:

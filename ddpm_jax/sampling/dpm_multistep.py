@@ -107,7 +107,7 @@ def multistep(
             x += there.sigma * jnp.sqrt(-jnp.expm1(-2 * extra)) * noise(state)
         return moved(state, x, remember(state.past, value)), Info(x_0=said.x_0)
 
-    return Sampler(init=start_remembering(order - 1), step=step, stages=stages, multistep=order > 1)
+    return Sampler(init=start_remembering(order - 1), step=step, stages=stages, multistep=order > 1, only_down=eta > 0)
 
 
 def dpm_solver_2m(*, exact: bool = False, lower_final: bool = True) -> Sampler:

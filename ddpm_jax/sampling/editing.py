@@ -184,7 +184,7 @@ def resampling(sampler: Sampler) -> Sampler:
 
         return jax.lax.cond(here.gain < 0, up, lambda: sampler.step(state, model, levels, ij))
 
-    return dataclasses.replace(sampler, step=step)
+    return dataclasses.replace(sampler, step=step, only_down=False)
 
 
 def sdedit(

@@ -39,7 +39,8 @@ class Path:
 
 def frame_steps(num_steps: int, frames: int) -> np.ndarray:
     """How many steps have been done at each of the frames, from 0 to num_steps, evenly: int [F]."""
-    return np.round(np.linspace(0, num_steps, frames)).astype(int)
+    last = max(frames - 1, 1)
+    return (2 * np.arange(frames) * num_steps + last) // (2 * last)  # to the nearest, halves up
 
 
 def ask(
@@ -128,8 +129,8 @@ def sample_batch(
 
 def _moments(num_steps: Any, frames: int) -> jax.Array:
     """`frame_steps` for a number of steps that may be traced, int [F]."""
-    part = jnp.linspace(0, 1, frames) if frames > 1 else jnp.zeros(frames)
-    return jnp.round(part * num_steps).astype(int)
+    last = max(frames - 1, 1)
+    return (2 * jnp.arange(frames) * num_steps + last) // (2 * last)
 
 
 def _put(frames: jax.Array, now: jax.Array, x: jax.Array) -> jax.Array:
@@ -182,11 +183,12 @@ def sample_path(
     # A pytree of the function and its arrays: arrays are then arguments of the compiled loop, not constants in it.
     denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
     around = around if around is None or isinstance(around, jax.tree_util.Partial) else jax.tree_util.Partial(around)
+    given = jax.tree.map(np.asarray, given)
     images, paths = [], []
     for start in range(0, num, batch_size):
         # Every batch is full, the last repeats its end, so that one compilation serves any number of images.
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
-        part = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], given)
+        part = jax.tree.map(lambda leaf: leaf[rows], given)
         if sharding is not None:
             part = spread(part, sharding)
         x, path = sample_batch(
@@ -223,7 +225,7 @@ def way(
 
     Raises:
         ValueError: as `levels.visit`; for "mean" without a schedule; for a sampler that needs a signal where there is
-            none.
+            none, or one that only goes down on a way up.
     """
     if prediction == "mean" and not isinstance(schedule, Schedule):
         raise ValueError("the prediction mean needs a schedule: it is of a step, which a process doesn't have")
@@ -233,7 +235,12 @@ def way(
         times = np.asarray(levels.visited.t if times is None else times)[levels.ends()]
         levels = visit(schedule, times, **options)
     if sampler.needs_signal and float(levels.visited.alpha[0]) == 0:
-        raise ValueError("this sampler needs some signal at its first level, got alpha = 0: begin below it with times")
+        raise ValueError(
+            "this sampler divides by alpha, which is 0 at the first level: begin at a level with some signal, or take "
+            "one that can (ddim, lms, dpm_solver_pp_2m, unipc; heun and rk4 with straight 1)"
+        )
+    if sampler.only_down and (np.asarray(levels.visited.gain) < 0).any():
+        raise ValueError("this sampler adds noise of its own and only goes down: times must fall; ddim goes up")
     if not padded:
         return levels
     steps = levels.visited.t.size - 1
@@ -259,7 +266,7 @@ def sample(
         key: jax.random.key(seed).
         denoise: denoise(x_t, time) -> output like x_t, or of twice its channels with a learned variance in the second
             half. With a third argument if `conditions` are given. Time is
-            float32 [B] in [0, 1000), as the network was trained, whatever steps are visited. A plain function's arrays
+            [B] in [0, 1000), as the network was trained, whatever steps are visited. A plain function's arrays
             are compiled in as constants; wrap it in jax.tree_util.Partial (`nets.denoiser` does) to pass them.
         schedule: what the network was trained on: a `Schedule`, or a `Process` with continuous time.
         shape: of one image, (H, W, C).
@@ -270,7 +277,8 @@ def sample(
         sampler: from SAMPLERS; ddpm() with the large variance.
         times: where on the process to stop on the way, noisiest first, the image (-1 on a schedule, 0 on a process)
             last: see `diffusion.spacings`. All steps of the schedule.
-        along: a `Process` to walk in place of the network's own.
+        along: a `Process` to walk in place of the network's own. Where it is noisier than that, the network guesses:
+            see `processes.within`.
         prediction: what the output means; "eps".
         clip: keep the prediction of x_0 in [-1, 1] (on), or a function from `thresholds`.
         indices: the images' numbers int [num]; 0 .. num-1. Equal numbers share their noise.
@@ -278,7 +286,7 @@ def sample(
         conditions: arrays [num, ...] that denoise gets as third argument (classes, say).
         around: around(step, conditions) -> step, what is done about each step of the sampler: see `sampling.editing`.
         sharding: of a batch's first axis over devices.
-        on_step: called with the number of steps done, from inside the loop.
+        on_step: called with the number of steps done, from inside the loop. Another function compiles anew.
 
     Raises:
         ValueError: for counts, shapes or times that don't fit, naming them.

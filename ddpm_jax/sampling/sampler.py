@@ -79,6 +79,8 @@ class Sampler:
     """Does it build on earlier steps? Then it may not be turned round on the way."""
     needs_signal: bool = False
     """Does it divide by alpha, so that it can't start where that is 0?"""
+    only_down: bool = False
+    """Does it add noise of its own, which it can't on a way up?"""
     whole: bool = False
     """Does it find its own way between the ends? Then only these are visited (`Levels.ends`), and `told` is there."""
 

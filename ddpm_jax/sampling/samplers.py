@@ -57,6 +57,11 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
+def settings_of(name: str) -> list[str]:
+    """What a sampler can be told."""
+    return list(inspect.signature(SAMPLERS[name]).parameters)
+
+
 def build(name: str, arguments: Sequence[tuple[str, Any]] = (), *, under: str = "--", **usual: Any) -> Sampler:
     """The sampler of that name.
 
@@ -69,6 +74,10 @@ def build(name: str, arguments: Sequence[tuple[str, Any]] = (), *, under: str = 
         ValueError: for an unknown sampler or setting, with the nearest good one, or a value that can't be.
     """
     make = pick(SAMPLERS, name, f"{under}sampler")
-    takes = inspect.signature(make).parameters
+    takes = settings_of(name)
     given = match_arguments(make, arguments, f"{under}sampler-args: {name}")
-    return make(**{key: value for key, value in usual.items() if key in takes} | given)
+    settings = {key: value for key, value in usual.items() if key in takes} | given
+    try:
+        return make(**settings)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{under}sampler {name}: {error}") from None

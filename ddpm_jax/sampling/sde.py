@@ -31,7 +31,7 @@ def _euler_maruyama() -> Sampler:
 
         return moved(state, unless_last(there, full, said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, needs_signal=True)
+    return Sampler(init=start, step=step, needs_signal=True, only_down=True)
 
 
 def euler_maruyama() -> Sampler:
@@ -64,7 +64,7 @@ def _exponential(tau: float, hold: str) -> Sampler:
         }
         return moved(state, unless_last(there, held[hold], said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, needs_signal=hold == "eps")
+    return Sampler(init=start, step=step, needs_signal=hold == "eps", only_down=True)
 
 
 def exponential_sde(*, tau: float = 1.0, hold: str = "eps") -> Sampler:
@@ -97,7 +97,7 @@ def _reverse_diffusion() -> Sampler:
 
         return moved(state, unless_last(there, full, said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, needs_signal=True)
+    return Sampler(init=start, step=step, needs_signal=True, only_down=True)
 
 
 def reverse_diffusion() -> Sampler:
@@ -163,7 +163,8 @@ def _predictor_corrector(predictor: str, corrector: str, snr: float, corrections
         state = correct(state, model, here, snr=snr, steps=corrections, corrector=corrector, keep=keep)
         return predicting.step(state, model, levels, ij)
 
-    return Sampler(init=start, step=step, evaluations=1 + corrections, needs_signal=predicting.needs_signal)
+    needs_signal = predicting.needs_signal
+    return Sampler(init=start, step=step, evaluations=1 + corrections, needs_signal=needs_signal, only_down=True)
 
 
 def predictor_corrector(

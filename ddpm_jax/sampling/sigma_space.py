@@ -145,7 +145,7 @@ def _dpm2_ancestral(eta: float) -> Sampler:
 
         return moved(state, unless_last(there, full, said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=(middle,), evaluations=2, needs_signal=True)
+    return Sampler(init=start, step=step, stages=(middle,), evaluations=2, needs_signal=True, only_down=True)
 
 
 def dpm2_ancestral(*, eta: float = 1.0) -> Sampler:
@@ -163,12 +163,14 @@ def _nodes(levels: Levels, i: jax.Array, count: jax.Array, order: int) -> list[A
     """Where s of level i, i - 1, ... lies if the step goes from 0 to 1; before the first step, anywhere else."""
     here, there = levels.read(i), levels.read(i + 1)
     fall = jnp.where(there.sigma == 0, -1.0, jnp.expm1(-0.5 * here.gain))
-    nodes: list[Any] = [0.0]
+    nodes: list[Any] = [jnp.zeros(())]
     back = jnp.zeros(())
     for k in range(1, order):
         back = back + levels.read(jnp.maximum(i - k, 0)).gain
         place = jnp.clip(jnp.expm1(0.5 * back) / fall, -FAR, FAR)
-        nodes.append(jnp.where(count >= k, place, float(-k)))
+        # A node that isn't there yet must not fall on one that is: all weights are worked out, and some thrown away.
+        place = jnp.where(place <= -FAR, jnp.minimum(place, 2 * nodes[-1]), place)
+        nodes.append(jnp.where(count >= k, place, 2 * nodes[-1] - 1.0))
     return nodes
 
 
@@ -213,7 +215,7 @@ def _edm(churn: float, low: float, high: float, scale: float) -> Sampler:
         x = _second_half(up, there, here.gain - up.gain, said, model, False)
         return moved(state, x), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=(raised,), evaluations=2, needs_signal=True)
+    return Sampler(init=start, step=step, stages=(raised,), evaluations=2, needs_signal=True, only_down=True)
 
 
 def edm(*, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = float("inf"), s_noise: float = 1.0) -> Sampler:

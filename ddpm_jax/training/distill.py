@@ -83,7 +83,7 @@ def _of_student(theirs: Config, given: Distill, steps: int) -> Config:
         theirs.optimizer,
         learning_rate=theirs.optimizer.learning_rate / 2,
         warmup_steps=0,
-        decay="cosine",
+        decay="linear",
         ema_sigma_rels=(),
     )
     return dataclasses.replace(

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, networks
+from ddpm_jax import data, networks, sampling
 from ddpm_jax.config import Guidance, Sampling
 from ddpm_jax.diffusion import processes, reverse, spacings
+from ddpm_jax.diffusion.levels import Levels
 from ddpm_jax.diffusion.processes import Process
 from ddpm_jax.sampling import Path, Sampler, cascade, sample_path, samplers, thresholds
 from ddpm_jax.sampling.thresholds import Threshold
@@ -33,6 +34,16 @@ class Way:
         """As the loop counts them: a sampler that finds its own way takes two, to the least noisy level and on."""
         return min(2, self.times.size - 1) if self.sampler.whole else self.times.size - 1
 
+    def levels(self, parts: Parts) -> Levels:
+        """As they are visited, the loop's length known.
+
+        Raises:
+            ValueError: for what `sampling.way` refuses.
+        """
+        prediction = parts.config.diffusion.prediction
+        options = {"along": self.along, "sampler": self.sampler, "prediction": prediction}
+        return sampling.way(parts.schedule, self.times, **options, padded=False)
+
     def options(self) -> dict[str, Any]:
         """As keyword arguments."""
         return {"sampler": self.sampler, "times": self.times, "along": self.along, "clip": self.clip}
@@ -51,18 +62,29 @@ def way(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> Way:
     reverse.mix(variance, f"{under}variance")  # DDIM has no use for it, but a typo is a typo
     if reverse.is_learned(variance) and variance != own:
         raise ValueError(f"{under}variance {variance} needs a run of that --diffusion.variance, got one of {own}")
-    usual: dict[str, Any] = {"variance": variance} | ({"eta": settings.eta} if settings.eta else {})
+    usual: dict[str, Any] = {"variance": variance} | ({} if settings.eta is None else {"eta": settings.eta})
     sampler = samplers.build(settings.sampler, settings.sampler_args, under=under, **usual)
-    along = processes.build(settings.process, f"{under}process") if settings.process else None
-    walked = processes.of_schedule(parts.schedule) if along is None else along
+    if settings.eta and "eta" not in samplers.settings_of(settings.sampler):
+        raise ValueError(f"{under}eta {settings.eta} has no part in {under}sampler {settings.sampler}")
+    trained = processes.of_schedule(parts.schedule)
+    along = (
+        processes.within(processes.build(settings.process, f"{under}process"), trained) if settings.process else None
+    )
+    if along is not None and variance == "learned" and "variance" in samplers.settings_of(settings.sampler):
+        raise ValueError(f"{under}process {settings.process} leaves the steps that a learned variance is of")
+    walked = trained if along is None else along
     counts = settings.steps
     if not counts and walked.steps is None:
         raise ValueError(f"{under}process {settings.process} has no steps of its own: say how many with {under}steps")
     times = spacings.build(walked, settings.spacing, counts or (walked.steps or 0,), settings.spacing_args, under=under)
+    if not 0 <= settings.dynamic_threshold <= 1:
+        raise ValueError(f"{under}dynamic-threshold must lie in [0, 1], got {settings.dynamic_threshold}")
     if settings.dynamic_threshold and not settings.clip:
         raise ValueError(f"{under}dynamic-threshold {settings.dynamic_threshold} needs {under}clip")
     clip = thresholds.dynamic(settings.dynamic_threshold) if settings.dynamic_threshold else settings.clip
-    return Way(sampler=sampler, times=times, along=along, clip=clip)
+    chosen = Way(sampler=sampler, times=times, along=along, clip=clip)
+    chosen.levels(parts)  # what can't be walked is found out here
+    return chosen
 
 
 def width(parts: Parts, num: int, batch_size: int) -> int:

@@ -23,6 +23,8 @@ def preview(parts: Parts, ema: Any, step: int, workdir: Place) -> Place | None:
         return None
     run = parts.config.run
     settings = Sampling(sampler="ddim", steps=(min(run.preview_steps, parts.schedule.num_steps),))
+    if parts.config.distill.method:  # a network of few steps is worth what it draws in them
+        settings = parts.config.sampling
     images, _ = draw(parts, ema, seed=parts.config.seed, num=run.num_samples, settings=settings)
     path = workdir / "samples" / f"step_{step:08d}.png"
     if processes.writes():

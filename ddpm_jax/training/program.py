@@ -56,7 +56,9 @@ def _made_for(parts: Parts) -> dict[str, Any]:
     """All that a compiled step depends on."""
     device = parts.mesh.devices.flat[0]
     config = records.to_dict(parts.config)
-    kept = {name: config[name] for name in ("steps", "batch_size", "diffusion", "net", "optimizer", "devices")}
+    kept = {
+        name: config[name] for name in ("steps", "batch_size", "diffusion", "distill", "net", "optimizer", "devices")
+    }
     return {
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,

@@ -79,7 +79,15 @@ def _cosine(peak: float, steps: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(peak, max(steps, 1))
 
 
-DECAYS: dict[str, Callable[[float, int], optax.Schedule]] = {"constant": _constant, "cosine": _cosine}
+def _linear(peak: float, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(peak, 0.0, max(steps, 1))
+
+
+DECAYS: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+}
 
 
 def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
