@@ -24,7 +24,8 @@ def main(args: list[str]) -> None:
     if step < asked.config.steps:
         print(f"{asked.workdir} was asked to stop, and is saved at step {step}; the same command goes on")
     elif processes.writes():
-        print(f"{asked.workdir} is at step {step}; look: python sample.py {asked.workdir}")
+        draws = asked.config.diffusion.objective != "classifier"
+        print(f"{asked.workdir} is at step {step}" + (f"; look: python sample.py {asked.workdir}" if draws else ""))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Flags:
     """Measure `samplers` at `steps`."""
 
     samplers: tuple[str, ...] = ()
-    """NAME, or NAME:SPACING; all with their own spacing if not given."""
+    """NAME, or NAME:SPACING; all if not given."""
     steps: tuple[int, ...] = (5, 10, 20, 50, 100, 1000)
     most_evaluations: int = 1000
     """Leave out what would take more evaluations of the network an image."""
@@ -39,11 +39,9 @@ class Flags:
 
 
 def settings_of(name: str, steps: int) -> Sampling:
-    """A sampler, and where its steps lie: evenly in t if it is defined so, else as Karras et al. have them."""
+    """A sampler and where its steps lie: NAME or NAME:SPACING, evenly in t if not said."""
     sampler, _, spacing = name.partition(":")
-    in_t = ("ddpm", "ddim", "pndm", "ipndm", "euler_maruyama", "predictor_corrector", "reverse_diffusion")
-    spacing = spacing or ("trailing" if sampler in in_t else "karras")
-    return Sampling(sampler=sampler, steps=(steps,), spacing=spacing)
+    return Sampling(sampler=sampler, steps=(steps,), spacing=spacing or "trailing")
 
 
 def images_of(parts: object, params: object, name: str, steps: int, asked: Flags) -> tuple[np.ndarray, float]:
@@ -82,7 +80,7 @@ def main(args: list[str]) -> None:
     for name in asked.samplers or tuple(SAMPLERS):
         evaluations = build(name.partition(":")[0]).evaluations
         for steps in asked.steps:
-            if steps * evaluations > asked.most_evaluations:
+            if steps * evaluations > asked.most_evaluations and (name, steps) != (asked.beside, max(asked.steps)):
                 continue
             images, seconds = images_of(parts, state.ema, name, steps, asked)
             finite = bool(np.isfinite(images).all())

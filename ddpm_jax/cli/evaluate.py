@@ -63,7 +63,7 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> dict:
 
     from ddpm_jax import data
     from ddpm_jax.evaluation import frechet, probe
-    from ddpm_jax.training import run
+    from ddpm_jax.training import guided, run
     from ddpm_jax.training.draw import draw, way
 
     def floats(source: data.Source) -> np.ndarray:
@@ -80,9 +80,10 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> dict:
     else:
         parts, state = run.load(workdir, step=asked.checkpoint)
         params = state.params if asked.raw else state.ema
-        way(parts, asked.sampling, under="--")
+        settings = guided.within(asked.sampling, workdir)
+        way(parts, settings, under="--")
         num = asked.num or len(others)
-        images, _ = draw(parts, params, seed=asked.seed, num=num, settings=asked.sampling, batch_size=128)
+        images, _ = draw(parts, params, seed=asked.seed, num=num, settings=settings, batch_size=128)
     distance = frechet.with_floor(images, real, others)
     drawn = probe.confidence(real, labels, images)
     return {
