@@ -163,6 +163,8 @@ def ode(*, solver: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_st
         ValueError: for another solver, or tolerances or max_steps that aren't positive.
         ImportError: without diffrax, saying how it comes.
     """
+    if max_steps != int(max_steps):
+        raise ValueError(f"max_steps must be a whole number, got {max_steps}")
     check(solver, rtol, atol, int(max_steps))
     return _ode(solver, float(rtol), float(atol), int(max_steps))
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.levels import Level, Levels
+from ddpm_jax.sampling.ancestral import ddim
 from ddpm_jax.sampling.sampler import Answer, Info, Model, Sampler, State, first_order, moved, start
 
 
@@ -103,7 +104,7 @@ def finite(level: Level) -> jax.Array:
     return (level.sigma > 0) & (level.alpha > 0)
 
 
-STAGES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+STAGES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """Where each order looks, as parts of a step's log-SNR (Lu et al. 2022a, Algorithms 1 and 2)."""
 
 
@@ -134,8 +135,6 @@ def _single_step(data: bool, order: int, exact: bool) -> Sampler:
                 change = (one / 2 if order == 2 else two) * (values[-1] - values[0]) / parts[-1]
             return first_order(said, there) - a * z * change
 
-        if order == 1:
-            return moved(state, first_order(said, there)), Info(x_0=said.x_0)
         x = jax.lax.cond(finite(here) & finite(there), full, lambda: first_order(said, there))
         return moved(state, x), Info(x_0=said.x_0)
 
@@ -154,7 +153,8 @@ def dpm_solver(*, order: int = 3, exact: bool = False) -> Sampler:
     Raises:
         ValueError: for an order other than 1, 2, 3.
     """
-    return _single_step(False, whole("order", order, 1, 3), flag("exact", exact))
+    order = whole("order", order, 1, 3)
+    return ddim() if order == 1 else _single_step(False, order, flag("exact", exact))
 
 
 def dpm_solver_pp_2s(*, exact: bool = False) -> Sampler:

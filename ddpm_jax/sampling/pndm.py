@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.levels import Level, Levels
 from ddpm_jax.sampling.ancestral import ddim
-from ddpm_jax.sampling.dpm_solver import whole
+from ddpm_jax.sampling.dpm_solver import flag, whole
 from ddpm_jax.sampling.sampler import (
     Answer,
     Info,
@@ -101,4 +101,4 @@ def pndm(*, runge_kutta: bool = True) -> Sampler:
     With runge_kutta=False the first step is Euler's and then again with the mean of both eps, the others are of the
     orders that are remembered (PLMS as Stable Diffusion has it): S + 1 evaluations.
     """
-    return _pndm(bool(runge_kutta))
+    return _pndm(flag("runge_kutta", runge_kutta))

@@ -21,7 +21,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.levels import Level, Levels
 from ddpm_jax.sampling.ancestral import ddim
-from ddpm_jax.sampling.dpm_solver import phi, whole
+from ddpm_jax.sampling.dpm_solver import flag, phi, whole
 from ddpm_jax.sampling.sampler import Info, Model, Sampler, State, first_order, moved, start, unless_last
 from ddpm_jax.sampling.sigma_space import bent, slope
 
@@ -54,7 +54,7 @@ def _rk4(straight: bool) -> Sampler:
 def rk4(*, straight: bool = False) -> Sampler:
     """The classical fourth-order method (Kutta 1901), in s = sigma / alpha or along the straight line of flow matching
     (`sigma_space`). The step to the image is Euler's."""
-    return _rk4(bool(straight))
+    return _rk4(flag("straight", straight))
 
 
 Weight = Callable[[jax.Array], jax.Array]
@@ -129,6 +129,8 @@ def _exponential(order: int) -> Sampler:
 def exponential(*, order: int = 2) -> Sampler:
     """The exponential Runge-Kutta method of that order in log-SNR, data-predicting: Hochbruck & Ostermann's of stiff
     order 2 and 3, Krogstad's of order 4 (stiff order 3). It asks as often as its order says; Euler's is DDIM.
+
+    The methods of order 2 and 3 are dpm_solver_pp_2s(exact=True) and dpm_solver_pp_3s(), found on another way.
 
     Raises:
         ValueError: for an order other than 1 to 4.

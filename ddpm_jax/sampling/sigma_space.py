@@ -20,7 +20,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.levels import Level, Levels
 from ddpm_jax.sampling.ancestral import ddim
-from ddpm_jax.sampling.dpm_solver import divided, weights, whole
+from ddpm_jax.sampling.dpm_solver import divided, flag, weights, whole
 from ddpm_jax.sampling.sampler import (
     Answer,
     Info,
@@ -95,7 +95,7 @@ def heun(*, straight: bool = False) -> Sampler:
 
     In s, or along the straight line of flow matching.
     """
-    return _heun(bool(straight))
+    return _heun(flag("straight", straight))
 
 
 @functools.lru_cache
