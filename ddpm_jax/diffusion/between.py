@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.tables import NoiseLevel
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
+class Trained:
     """What a network was trained on, of which follows what it is told at any log-SNR."""
 
     process: Process | None = dataclasses.field(metadata={"static": True})
@@ -28,14 +28,14 @@ class Told:
     """A `Schedule`, if there is no process."""
 
 
-def told(trained: Schedule | Process) -> Told:
-    """Of a schedule or a process."""
-    if isinstance(trained, Schedule):
-        return Told(process=None, schedule=trained)
-    return Told(process=trained, schedule=None)
+def trained(on: Schedule | Process) -> Trained:
+    """On a schedule or a process."""
+    if isinstance(on, Schedule):
+        return Trained(process=None, schedule=on)
+    return Trained(process=on, schedule=None)
 
 
-def read(of: Told, log_snr: jax.Array) -> tuple[jax.Array, jax.Array, NoiseLevel]:
+def read(of: Trained, log_snr: jax.Array) -> tuple[jax.Array, jax.Array, NoiseLevel]:
     """At log_snr, a scalar that may be traced.
 
     Between a schedule's indices log-SNR is straight; beyond the ends, a network is told what it is told there.

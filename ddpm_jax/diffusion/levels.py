@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.between import Told, told
+from ddpm_jax.diffusion.between import Trained, trained
 from ddpm_jax.diffusion.processes import Process, of_schedule
 from ddpm_jax.diffusion.schedules import Schedule, log_alpha_bars
 from ddpm_jax.diffusion.tables import LOG_SNR_LIMIT, NoiseLevel
@@ -62,7 +62,7 @@ class Levels:
     """Steps to take, int32; None for P - 1, known when the loop is compiled."""
     start_std: jax.Array
     """Deviation of x at the first level where it is pure noise."""
-    told: Told | None = None
+    trained: Trained | None = None
     """For what is asked of the network elsewhere than at these levels."""
 
     def read(self, i: Any) -> Level:
@@ -113,10 +113,10 @@ def visit(
         raise ValueError(f"size must be above the number of steps, {steps}, got {size}")
     clean = t <= walked.clean
     log_snr = _log_snr(walked, t, clean)
-    trained = schedule if isinstance(schedule, Schedule) else None
-    visited = _level(walked, own, trained, t, clean, log_snr)
+    table = schedule if isinstance(schedule, Schedule) else None
+    visited = _level(walked, own, table, t, clean, log_snr)
     way: dict[str, Any] = {"gain": np.append(np.diff(log_snr), 0.0), "dt": np.append(np.diff(t), 0.0)}
-    between = [_stage(walked, own, trained, t, log_snr, part, stages_in) for part in stages]
+    between = [_stage(walked, own, table, t, log_snr, part, stages_in) for part in stages]
     pad = 0 if size is None else size - t.size
 
     def put(table: Any) -> jax.Array:
@@ -128,7 +128,7 @@ def visit(
         stages=tuple(jax.tree.map(put, Level(**stage)) for stage in between),
         num_steps=None if size is None else jnp.int32(steps),
         start_std=jnp.asarray(1.0 if preserving else visited["sigma"][0], float),
-        told=told(schedule) if anywhere else None,
+        trained=trained(schedule) if anywhere else None,
     )
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import between
-from ddpm_jax.diffusion.between import Told
+from ddpm_jax.diffusion.between import Trained
 from ddpm_jax.diffusion.levels import Level, Levels
 from ddpm_jax.diffusion.processes import Process
 from ddpm_jax.diffusion.schedules import Schedule
@@ -55,9 +55,9 @@ def check(solver: str, rtol: float, atol: float, max_steps: int) -> None:
     _diffrax()
 
 
-def level_at(told: Told, log_snr: jax.Array) -> Level:
+def level_at(trained: Trained, log_snr: jax.Array) -> Level:
     """The level of unit size, alpha^2 + sigma^2 = 1, at a log-SNR that may be traced; it belongs to no step."""
-    time, size, own = between.read(told, log_snr)
+    time, size, own = between.read(trained, log_snr)
     none = jnp.full_like(log_snr, jnp.nan)
     return Level(
         t=none,
@@ -74,9 +74,9 @@ def level_at(told: Told, log_snr: jax.Array) -> Level:
     )
 
 
-def slope(model: Model, told: Told, log_snr: jax.Array, y: jax.Array) -> jax.Array:
+def slope(model: Model, trained: Trained, log_snr: jax.Array, y: jax.Array) -> jax.Array:
     """dy / d log-SNR of y [B, ...]."""
-    level = level_at(told, log_snr)
+    level = level_at(trained, log_snr)
     said: Answer = model(y, level)
     return -0.5 * level.alpha * level.sigma * (level.alpha * said.eps - level.sigma * said.x_0)
 
@@ -122,15 +122,15 @@ def integrate(
 @functools.lru_cache
 def _ode(solver: str, rtol: float, atol: float, max_steps: int) -> Sampler:
     def step(state: State, model: Model, levels: Levels, ij: tuple[jax.Array, jax.Array]) -> tuple[State, Info]:
-        told = levels.told
-        if told is None:
+        trained = levels.trained
+        if trained is None:
             raise ValueError("the sampler ode needs levels that know what lies between: visit(..., anywhere=True)")
         here, there = levels.read(ij[0]), levels.read(ij[1])
         said = model(state.x, here)
 
         def solved() -> jax.Array:
             y, _ = integrate(
-                functools.partial(slope, model, told),
+                functools.partial(slope, model, trained),
                 state.x / jnp.hypot(here.alpha, here.sigma),
                 here.log_snr,
                 there.log_snr,

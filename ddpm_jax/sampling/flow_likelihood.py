@@ -93,8 +93,8 @@ def log_density(
         ValueError: for fewer than one probe, unknown names, or settings of the solver that can't be.
         ImportError: without diffrax, saying how it comes.
     """
-    told = levels.told
-    if told is None:
+    trained = levels.trained
+    if trained is None:
         raise ValueError("a flow's density needs levels that know what lies between: visit(..., anywhere=True)")
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
@@ -113,7 +113,7 @@ def log_density(
     field = functools.partial(
         _with_traces,
         ask(denoise, prediction=prediction, clip=False, conditions=conditions),
-        told,
+        trained,
         directions,
         jnp.sum if exact else lambda values, axis, keepdims: values,
     )
@@ -138,7 +138,7 @@ def log_density(
 
 def _with_traces(
     model: Model,
-    told: Any,
+    trained: Any,
     directions: jax.Array,
     gather: Callable[..., jax.Array],
     log_snr: jax.Array,
@@ -154,6 +154,6 @@ def _with_traces(
         turned = product(direction)
         return jnp.mean(jnp.reshape(direction * turned, (len(y), -1)), axis=1)
 
-    flow, product = jax.linearize(lambda y: black_box.slope(model, told, log_snr, y), y)
+    flow, product = jax.linearize(lambda y: black_box.slope(model, trained, log_snr, y), y)
     traces = jax.lax.map(along, directions, batch_size=min(_TOGETHER, len(directions)))
     return flow, gather(traces.T, axis=1, keepdims=True)

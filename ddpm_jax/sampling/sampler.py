@@ -82,7 +82,7 @@ class Sampler:
     only_down: bool = False
     """Does it add noise of its own, which it can't on a way up?"""
     whole: bool = False
-    """Does it find its own way between the ends? Then only these are visited (`Levels.ends`), and `told` is there."""
+    """Does it find its own way between the ends? Only these are visited then (`Levels.ends`), `trained` is there."""
 
 
 def start(keys: jax.Array, x_T: jax.Array) -> State:

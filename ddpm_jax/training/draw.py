@@ -109,7 +109,7 @@ def labels_of(parts: Parts, num: int, label: int | None, guidance: Guidance | No
     return np.arange(num) % classes if label is None else np.full(num, label)
 
 
-def told(parts: Parts, seed: int, num: int, label: int | None, guidance: Guidance) -> Any:
+def conditions_of(parts: Parts, seed: int, num: int, label: int | None, guidance: Guidance) -> Any:
     """What the network is told of each of `num` images: its class, if it takes any; of one that enlarges images, also
     the run's own images in order, shrunk.
 
@@ -143,8 +143,8 @@ def draw(
 ) -> tuple[np.ndarray, Path]:
     """Images [num, H, W, C] from a run's network, and the Path of `frames` frames; image i depends on (seed, i) only.
 
-    A network with classes draws those that `labels_of` says, one that enlarges images the run's own (`told`), led by
-    what `settings` say of guidance.
+    A network with classes draws those that `labels_of` says, one that enlarges images the run's own (`conditions_of`),
+    led by what `settings` say of guidance.
 
     Raises:
         ValueError: for a label that the network doesn't have, or guidance that can't be.
@@ -162,7 +162,7 @@ def draw(
         batch_size=width(parts, num, batch_size),
         **way(parts, settings).options(),
         prediction=prediction,
-        conditions=told(parts, seed, num, label, settings.guidance),
+        conditions=conditions_of(parts, seed, num, label, settings.guidance),
         frames=frames,
         sharding=mesh_lib.split(parts.mesh),
         on_step=on_step,
