@@ -18,7 +18,7 @@ from ddpm_jax.evaluation.flow_likelihood import by_flow
 from ddpm_jax.sampling import flow_likelihood
 
 KEY = jax.random.key(0)
-VP = processes.vp(beta_max=60.0)  # no more than 3e-7 of the signal is left at its end
+VP = processes.vp(beta_max=60.0, end=1e-6)  # no more than 3e-7 of the signal is left at its end
 TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
 
 
