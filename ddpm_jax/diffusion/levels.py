@@ -132,11 +132,21 @@ def visit(
     )
 
 
+def every_place(trained: Schedule | Process) -> np.ndarray:
+    """All indices of a schedule, or a process that has them, falling, and the image: float64 [T + 1].
+
+    Raises:
+        ValueError: for a continuous process.
+    """
+    if isinstance(trained, Process) and trained.steps is None:
+        raise ValueError(f"times must be given for the process {trained.name}: it has no steps of its own")
+    steps: Any = trained.num_steps if isinstance(trained, Schedule) else trained.steps
+    return np.arange(steps - 1, -2, -1, dtype=np.float64)
+
+
 def _checked(walked: Process, times: Sequence[float] | np.ndarray | None) -> np.ndarray:
     if times is None:
-        if walked.steps is None:
-            raise ValueError(f"times must be given for the process {walked.name}: it has no steps of its own")
-        return np.arange(walked.steps - 1, -2, -1, dtype=np.float64)
+        return every_place(walked)
     t = np.asarray(times, np.float64)
     if t.ndim != 1 or t.size < 2:
         raise ValueError(f"times must be at least two places [S + 1], got shape {t.shape}")

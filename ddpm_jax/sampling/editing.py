@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.levels import Levels, visit
+from ddpm_jax.diffusion.levels import Levels, every_place, visit
 from ddpm_jax.diffusion.processes import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.sampling.ancestral import ddim, ddpm
-from ddpm_jax.sampling.loop import sample
+from ddpm_jax.sampling.loop import first_noise, sample
 from ddpm_jax.sampling.sampler import Info, Model, Sampler, State, Step, moved, noise
 from ddpm_jax.types import Denoiser
 
@@ -123,10 +123,9 @@ def repaint(
     Raises:
         ValueError: as `inpaint`, `there_and_back` and `resampling`.
     """
-    falling = np.arange(schedule.num_steps - 1, -2, -1) if times is None and isinstance(schedule, Schedule) else times
-    if falling is None:
+    if times is None and not isinstance(schedule, Schedule):
         raise ValueError("times must be given for a process: it has no steps of its own")
-    way = there_and_back(falling, jump=jump, resamples=resamples)
+    way = there_and_back(every_place(schedule) if times is None else times, jump=jump, resamples=resamples)
     sampler = resampling(ddpm() if sampler is None else sampler)
     return inpaint(key, denoise, schedule, x_0, known, times=way, sampler=sampler, **options)
 
@@ -216,7 +215,7 @@ def sdedit(
         return np.asarray(x_0)
     here = visit(schedule, times, along=along).read(0)
     numbers = np.arange(len(x_0)) if indices is None else np.asarray(indices)
-    eps = jax.vmap(lambda i: _first_noise(key, i, x_0.shape[1:], here.alpha.dtype))(numbers)
+    eps = first_noise(key, numbers, x_0.shape[1:], here.alpha.dtype)
     return sample(
         key,
         denoise,
@@ -229,11 +228,6 @@ def sdedit(
         x_T=here.alpha * x_0 + here.sigma * eps,
         **options,
     )
-
-
-def _first_noise(key: jax.Array, index: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """What the loop starts image `index` from."""
-    return jax.random.normal(jax.random.split(jax.random.fold_in(key, index))[0], shape, dtype)
 
 
 def invert(

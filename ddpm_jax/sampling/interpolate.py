@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.forward import q_sample
+from ddpm_jax.diffusion.levels import every_place
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.sampling.ancestral import ddpm
 from ddpm_jax.sampling.loop import Path, sample, sample_path
@@ -63,7 +64,7 @@ def from_place(schedule: Schedule, t: float, times: Sequence[float] | np.ndarray
     """
     if not 0 <= t <= schedule.num_steps - 1:
         raise ValueError(f"t must lie in 0 .. {schedule.num_steps - 1}, got {t}")
-    way = np.arange(schedule.num_steps - 1, -2, -1.0) if times is None else np.asarray(times, np.float64)
+    way = every_place(schedule) if times is None else np.asarray(times, np.float64)
     return np.concatenate([[t], way[way < t]])
 
 

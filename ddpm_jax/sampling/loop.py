@@ -37,8 +37,8 @@ class Path:
     """[F, N, ...], the prediction of x_0 at the same moments."""
 
 
-def frame_steps(num_steps: int, frames: int) -> np.ndarray:
-    """How many steps have been done at each of the frames, from 0 to num_steps, evenly: int [F]."""
+def frame_steps(num_steps: Any, frames: int) -> Any:
+    """How many steps have been done at each of the frames, from 0 to num_steps (it may be traced), evenly: int [F]."""
     last = max(frames - 1, 1)
     return (2 * np.arange(frames) * num_steps + last) // (2 * last)  # to the nearest, halves up
 
@@ -99,13 +99,12 @@ def sample_batch(
     sampler = ddpm() if sampler is None else sampler
     most = levels.visited.t.shape[0] - 1
     num_steps = most if levels.num_steps is None else levels.num_steps
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
-    key_start, key_steps = keys[:, 0], keys[:, 1]
     dtype = levels.visited.alpha.dtype
     if x_T is None:
-        x_T = levels.start_std * jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(key_start)
+        x_T = levels.start_std * first_noise(key, indices, shape, dtype)
+    key_steps = _keys(key, indices)[:, 1]
     x_T = jnp.asarray(x_T, dtype)
-    moments = _moments(num_steps, frames)
+    moments = jnp.asarray(frame_steps(num_steps, frames))
     model = ask(denoise, prediction=prediction, clip=clip, conditions=conditions)
     step = sampler.step if around is None else around(sampler.step, conditions)
 
@@ -127,10 +126,14 @@ def sample_batch(
     return state.x, path
 
 
-def _moments(num_steps: Any, frames: int) -> jax.Array:
-    """`frame_steps` for a number of steps that may be traced, int [F]."""
-    last = max(frames - 1, 1)
-    return (2 * jnp.arange(frames) * num_steps + last) // (2 * last)
+def _keys(key: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
+    """Each image's key of its start and that of its steps, [B, 2]."""
+    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
+
+
+def first_noise(key: jax.Array, indices: jax.Array | np.ndarray, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The standard normal [B, *shape] from which the images of these numbers start."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(_keys(key, indices)[:, 0])
 
 
 def _put(frames: jax.Array, now: jax.Array, x: jax.Array) -> jax.Array:
@@ -230,10 +233,12 @@ def way(
     if prediction == "mean" and not isinstance(schedule, Schedule):
         raise ValueError("the prediction mean needs a schedule: it is of a step, which a process doesn't have")
     options = {"along": along, "stages": sampler.stages, "stages_in": sampler.stages_in, "anywhere": sampler.whole}
-    levels = visit(schedule, times, **options)
     if sampler.whole:
-        times = np.asarray(levels.visited.t if times is None else times)[levels.ends()]
-        levels = visit(schedule, times, **options)
+        visited = visit(schedule, times, along=along)
+        times = np.asarray(visited.visited.t if times is None else times)[visited.ends()]
+    most = schedule.num_steps if isinstance(schedule, Schedule) else 1000
+    steps = most if times is None else max(np.size(times) - 1, 1)
+    levels = visit(schedule, times, **options, size=max(most, 2 ** (steps - 1).bit_length()) + 1 if padded else None)
     if sampler.needs_signal and float(levels.visited.alpha[0]) == 0:
         raise ValueError(
             "this sampler divides by alpha, which is 0 at the first level: begin at a level with some signal, or take "
@@ -241,11 +246,7 @@ def way(
         )
     if sampler.only_down and (np.asarray(levels.visited.gain) < 0).any():
         raise ValueError("this sampler adds noise of its own and only goes down: times must fall; ddim goes up")
-    if not padded:
-        return levels
-    steps = levels.visited.t.size - 1
-    most = schedule.num_steps if isinstance(schedule, Schedule) else 1000
-    return visit(schedule, times, **options, size=max(most, 2 ** (steps - 1).bit_length()) + 1)
+    return levels
 
 
 def sample(
