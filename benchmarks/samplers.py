@@ -39,9 +39,12 @@ class Flags:
 
 
 def settings_of(name: str, steps: int) -> Sampling:
-    """A sampler and where its steps lie: NAME or NAME:SPACING, evenly in t if not said."""
+    """A sampler and where its steps lie: NAME or NAME:SPACING; its own if not said, but `trailing` for even."""
+    from ddpm_jax.sampling import build
+
     sampler, _, spacing = name.partition(":")
-    return Sampling(sampler=sampler, steps=(steps,), spacing=spacing or "trailing")
+    default = {"even": "trailing"}.get(own := build(sampler).spacing, own)
+    return Sampling(sampler=sampler, steps=(steps,), spacing=spacing or default)
 
 
 def images_of(parts: object, params: object, name: str, steps: int, asked: Flags) -> tuple[np.ndarray, float]:

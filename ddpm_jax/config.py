@@ -173,8 +173,9 @@ class Sampling:
     """Further settings of the sampler, as NAME VALUE pairs: --sampling.sampler-args order 3"""
     steps: tuple[int, ...] = ()
     """How many steps; several numbers (spacing even) for as many sections of the schedule; empty for all."""
-    spacing: str = "even"
-    """Where they lie: even, ddim, leading, trailing, quadratic, log_snr, karras, edm or beta."""
+    spacing: str = ""
+    """Where they lie: even, ddim, leading, trailing, quadratic, log_snr, karras, edm or beta; empty for the sampler's
+    own: edm for heun, edm, dpm2, dpm2_ancestral, lms and rk4, even for the others."""
     spacing_args: tuple[tuple[str, float], ...] = ()
     """Further settings of the spacing, as NAME VALUE pairs: --sampling.spacing-args rho 5"""
     process: str = ""

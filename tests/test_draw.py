@@ -8,7 +8,7 @@ from conftest import TINY
 
 from ddpm_jax.cli.flags import load_preset
 from ddpm_jax.config import Sampling
-from ddpm_jax.diffusion import processes
+from ddpm_jax.diffusion import processes, spacings
 from ddpm_jax.sampling import SAMPLERS, ddim, ddpm, samplers
 from ddpm_jax.training import run
 from ddpm_jax.training.draw import way
@@ -43,6 +43,16 @@ def test_every_sampler_has_a_way_of_its_own_settings(parts):
 def test_an_eta_of_0_takes_the_noise_from_samplers_that_have_any(parts):
     assert way(parts, Sampling(sampler="euler_ancestral")).sampler is ddim(eta=1.0)
     assert way(parts, Sampling(sampler="euler_ancestral", eta=0.0)).sampler is ddim()
+
+
+def test_methods_in_sigma_step_by_their_own_spacing_unless_told_otherwise(parts):
+    trained = processes.of_schedule(parts.schedule)
+    for name, spacing in (("heun", spacings.edm), ("rk4", spacings.edm), ("dpm_solver_pp_2m", spacings.even)):
+        times = way(parts, Sampling(sampler=name, steps=(4,))).times
+        np.testing.assert_array_equal(times, spacing(trained, (4,)))
+    np.testing.assert_array_equal(
+        way(parts, Sampling(sampler="heun", steps=(4,), spacing="even")).times, spacings.even(trained, (4,))
+    )
 
 
 @pytest.mark.parametrize("name", processes.PROCESSES)
@@ -80,7 +90,7 @@ def test_settings_that_can_not_be_are_refused_by_their_flags(parts, settings, me
 def test_a_sampler_that_divides_by_alpha_does_not_begin_without_signal():
     parts = parts_of(objective="simple", variance="small", zero_terminal_snr=True, prediction="v")
     with pytest.raises(ValueError, match="divides by alpha, which is 0 at the first level"):
-        way(parts, Sampling(sampler="heun"))
+        way(parts, Sampling(sampler="heun", spacing="even"))
     assert way(parts, Sampling(sampler="heun", sampler_args=(("straight", 1.0),))).num_steps == parts.schedule.num_steps
 
 

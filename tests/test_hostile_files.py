@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 from test_torch_file import BOTH, ask, call, program, storage, streamed, tensor, zipped
 
-from ddpm_jax.interop import torch_file, torch_pickle
+from ddpm_jax.torch_files import torch_file, torch_pickle
 
 
 def refusal(path, read=torch_file.read):

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_jax"
 ORDER = (
     ("types", "files"),
+    ("torch_files",),
     ("records", "networks"),
     ("config",),
     ("diffusion",),

@@ -12,7 +12,7 @@ import safetensors.numpy
 from test_hostile_files import refusal
 from test_torch_file import GOLDEN, MAGIC, SYSTEM, VALUES, program, storage, streamed, tensor, zipped
 
-from ddpm_jax.interop import torch_file
+from ddpm_jax.torch_files import torch_file
 
 NAMES = pytest.mark.parametrize("name", ["torch_zip", "torch_legacy"])
 

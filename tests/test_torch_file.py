@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_jax.interop import torch_file
+from ddpm_jax.torch_files import torch_file
 
 GOLDEN = Path(__file__).parent / "golden"
 VALUES = np.arange(6, dtype="<f4")

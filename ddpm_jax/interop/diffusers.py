@@ -18,9 +18,10 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import files, nets
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import reverse
-from ddpm_jax.interop import schedulers, torch_file, unet2d, weights
+from ddpm_jax.interop import schedulers, unet2d, weights
 from ddpm_jax.interop.whole import check_params, new_folder, refuse_used
 from ddpm_jax.nets import UNet
+from ddpm_jax.torch_files import torch_file
 
 _TOPS = {
     "time1": "time_embedding.linear_1",

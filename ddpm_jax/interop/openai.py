@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.interop import torch_file, weights
+from ddpm_jax.interop import weights
 from ddpm_jax.nets import ADM
+from ddpm_jax.torch_files import torch_file
 
 READERS: dict[str, Callable[[Path], weights.Tensors]] = {
     ".pt": torch_file.read_tensors,

@@ -48,7 +48,8 @@ def _rk4(straight: bool) -> Sampler:
 
         return moved(state, unless_last(there, full, said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=(middle,), evaluations=4, needs_signal=not straight)
+    spacing = "even" if straight else "edm"
+    return Sampler(init=start, step=step, stages=(middle,), evaluations=4, needs_signal=not straight, spacing=spacing)
 
 
 def rk4(*, straight: bool = False) -> Sampler:

@@ -83,6 +83,8 @@ class Sampler:
     """Does it add noise of its own, which it can't on a way up?"""
     whole: bool = False
     """Does it find its own way between the ends? Only these are visited then (`Levels.ends`), `trained` is there."""
+    spacing: str = "even"
+    """Where its steps lie if nobody says: a name in `diffusion.spacings`."""
 
 
 def start(keys: jax.Array, x_T: jax.Array) -> State:

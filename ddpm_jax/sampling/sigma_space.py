@@ -9,6 +9,9 @@ The same ODE along the straight line of flow matching is
 
 where u ends at 1, not at infinity: what steps along it (straight=True) can start without any signal. Euler's step is
 the same there; higher orders differ, and for the process `flow` are those in t.
+
+Methods in s step by the `edm` spacing if nobody says another: even in t, they leave a schedule that ends at s = 20,000
+in one step.
 """
 
 import functools
@@ -87,7 +90,9 @@ def _heun(straight: bool) -> Sampler:
         said = model(state.x, here)
         return moved(state, _second_half(here, there, here.gain, said, model, straight)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, evaluations=2, needs_signal=not straight)
+    return Sampler(
+        init=start, step=step, evaluations=2, needs_signal=not straight, spacing="even" if straight else "edm"
+    )
 
 
 def heun(*, straight: bool = False) -> Sampler:
@@ -110,7 +115,7 @@ def _dpm2() -> Sampler:
 
         return moved(state, unless_last(there, full, said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=(0.5,), evaluations=2, needs_signal=True)
+    return Sampler(init=start, step=step, stages=(0.5,), evaluations=2, needs_signal=True, spacing="edm")
 
 
 def dpm2() -> Sampler:
@@ -145,7 +150,9 @@ def _dpm2_ancestral(eta: float) -> Sampler:
 
         return moved(state, unless_last(there, full, said)), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=(middle,), evaluations=2, needs_signal=True, only_down=True)
+    return Sampler(
+        init=start, step=step, stages=(middle,), evaluations=2, needs_signal=True, only_down=True, spacing="edm"
+    )
 
 
 def dpm2_ancestral(*, eta: float = 1.0) -> Sampler:
@@ -186,7 +193,7 @@ def _lms(order: int) -> Sampler:
         x = bent(here, there, here.gain, said, jnp.asarray(change))
         return moved(state, x, remember(state.past, said.eps)), Info(x_0=said.x_0)
 
-    return Sampler(init=start_remembering(order - 1), step=step, multistep=True)
+    return Sampler(init=start_remembering(order - 1), step=step, multistep=True, spacing="edm")
 
 
 def lms(*, order: int = 4) -> Sampler:
@@ -215,7 +222,9 @@ def _edm(churn: float, low: float, high: float, scale: float) -> Sampler:
         x = _second_half(up, there, here.gain - up.gain, said, model, False)
         return moved(state, x), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=(raised,), evaluations=2, needs_signal=True, only_down=True)
+    return Sampler(
+        init=start, step=step, stages=(raised,), evaluations=2, needs_signal=True, only_down=True, spacing="edm"
+    )
 
 
 def edm(*, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = float("inf"), s_noise: float = 1.0) -> Sampler:

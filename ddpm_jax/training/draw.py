@@ -76,7 +76,8 @@ def way(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> Way:
     counts = settings.steps
     if not counts and walked.steps is None:
         raise ValueError(f"{under}process {settings.process} has no steps of its own: say how many with {under}steps")
-    times = spacings.build(walked, settings.spacing, counts or (walked.steps or 0,), settings.spacing_args, under=under)
+    spacing = settings.spacing or sampler.spacing
+    times = spacings.build(walked, spacing, counts or (walked.steps or 0,), settings.spacing_args, under=under)
     if not 0 <= settings.dynamic_threshold <= 1:
         raise ValueError(f"{under}dynamic-threshold must lie in [0, 1], got {settings.dynamic_threshold}")
     if settings.dynamic_threshold and not settings.clip:

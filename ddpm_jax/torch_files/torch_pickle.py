@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ddpm_jax.interop.torch_names import CALLS, DTYPES, STORAGES, Global, Storage, is_count, put, show
+from ddpm_jax.torch_files.torch_names import CALLS, DTYPES, STORAGES, Global, Storage, is_count, put, show
 
 # A tensor takes about fifty steps of four bytes and more. Unbounded, a file of empty lists would take sixty times
 # its size in memory.

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.interop import torch_pickle
-from ddpm_jax.interop.torch_names import DTYPES, LAYOUTS, Global, Storage, Tensor, show
+from ddpm_jax.torch_files import torch_pickle
+from ddpm_jax.torch_files.torch_names import DTYPES, LAYOUTS, Global, Storage, Tensor, show
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

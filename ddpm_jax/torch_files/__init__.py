@@ -1,0 +1,1 @@
+"""PyTorch's checkpoint files, read with NumPy alone."""
