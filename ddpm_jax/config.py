@@ -18,7 +18,7 @@ class Data:
     """Which images, and how they are read."""
 
     source: str = "digits"
-    """digits, mnist5k, fashion_mnist, tfds, folder or array."""
+    """digits, mnist5k, photos, fashion_mnist, tfds, folder or array."""
     name: str = ""
     """The data set's name, for source tfds (cifar10, lsun/bedroom, ...)."""
     path: str = ""

