@@ -11,7 +11,7 @@ from ddpm_jax.config import Sampling
 from ddpm_jax.diffusion import processes, spacings
 from ddpm_jax.sampling import SAMPLERS, ddim, ddpm, samplers
 from ddpm_jax.training import run
-from ddpm_jax.training.draw import way
+from ddpm_jax.training.draw import draw, way
 
 CONFIG = load_preset(str(TINY))
 
@@ -97,3 +97,11 @@ def test_a_sampler_that_divides_by_alpha_does_not_begin_without_signal():
 def test_what_a_sampler_takes_can_be_asked():
     assert samplers.settings_of("ddim") == ["eta"]
     assert samplers.settings_of("ddpm") == ["variance"]
+
+
+def test_a_part_of_many_images_is_that_part(parts):
+    params = parts.init().ema
+    settings = Sampling(sampler="ddpm", steps=(3,))
+    whole, _ = draw(parts, params, seed=3, num=5, settings=settings, batch_size=5)
+    part, _ = draw(parts, params, seed=3, num=2, settings=settings, batch_size=5, numbers=np.array([4, 1]))
+    np.testing.assert_allclose(part, whole[[4, 1]], atol=1e-6)

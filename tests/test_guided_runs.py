@@ -160,8 +160,8 @@ def test_a_network_without_classes_draws_those_of_its_classifier(classifier):
     config = dataclasses.replace(CONFIG, net=dataclasses.replace(CONFIG.net, num_classes=0))
     parts = run.build(config, to_train=False)
     led = Guidance(classifier=str(classifier))
-    np.testing.assert_array_equal(draw_lib.labels_of(parts, 12, None, led), np.arange(12) % 10)
-    assert draw_lib.labels_of(parts, 12, None, Guidance()) is None
+    np.testing.assert_array_equal(draw_lib.labels_of(parts, np.arange(12), None, led), np.arange(12) % 10)
+    assert draw_lib.labels_of(parts, np.arange(12), None, Guidance()) is None
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), parts.abstract().ema)
     denoise = guided.denoiser(parts, params, led)
     said = jax.eval_shape(denoise, jnp.zeros((2, 8, 8, 1)), jnp.zeros(2), jnp.array([3, 9]))

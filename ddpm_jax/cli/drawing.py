@@ -83,7 +83,7 @@ def images(of: Drawing, *, num: int, batch_size: int, singles: Place | None, npz
         print(f"wrote {num} PNGs into {singles}")
     if npz is not None:
         arrays = {"images": pictures.to_bytes(drawn)}
-        if (labels := labels_of(of.parts, num, of.label, of.settings.guidance)) is not None:
+        if (labels := labels_of(of.parts, np.arange(num), of.label, of.settings.guidance)) is not None:
             arrays["labels"] = labels
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)

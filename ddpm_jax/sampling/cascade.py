@@ -60,10 +60,12 @@ def conditions(
     factor: int,
     augment: float = AUGMENT,
     labels: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The `conditions` under which a network enlarges low [N, h, w, C]; image i's noise depends on (key, i) only.
 
     Args:
+        indices: the images' numbers int [N]; 0 .. N-1.
         augment: how far up the schedule the small images are noised, 0 (hardly) to 1 (nothing of them is left).
 
     Raises:
@@ -72,7 +74,9 @@ def conditions(
     if not 0 <= augment <= 1:
         raise ValueError(f"augment must lie in [0, 1], got {augment}")
     low = jnp.asarray(low)
-    eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), low.shape[1:]))(jnp.arange(len(low)))
+    eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), low.shape[1:]))(
+        jnp.arange(len(low)) if indices is None else jnp.asarray(indices)
+    )
     t = jnp.full(len(low), augment * (schedule.num_steps - 1), jnp.float32)
     told = shown(schedule, low, t, eps, factor)
     return told if labels is None else {"labels": labels, **told}

@@ -93,8 +93,10 @@ def width(parts: Parts, num: int, batch_size: int) -> int:
     return -(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size
 
 
-def labels_of(parts: Parts, num: int, label: int | None, guidance: Guidance | None = None) -> np.ndarray | None:
-    """The class of each of `num` images, int [num]: every class in turn, or `label` for all; None without classes.
+def labels_of(
+    parts: Parts, numbers: np.ndarray, label: int | None, guidance: Guidance | None = None
+) -> np.ndarray | None:
+    """The classes of images of those numbers [N]: every class in turn, or `label` for all; None without classes.
 
     A network without classes draws those of the classifier that leads it.
 
@@ -107,27 +109,29 @@ def labels_of(parts: Parts, num: int, label: int | None, guidance: Guidance | No
         raise ValueError(f"label must be a class of the network ({known}), got {label}")
     if not classes:
         return None
-    return np.arange(num) % classes if label is None else np.full(num, label)
+    return numbers % classes if label is None else np.full(len(numbers), label)
 
 
-def conditions_of(parts: Parts, seed: int, num: int, label: int | None, guidance: Guidance) -> Any:
-    """What the network is told of each of `num` images: its class, if it takes any; of one that enlarges images, also
-    the run's own images in order, shrunk.
+def conditions_of(parts: Parts, seed: int, numbers: np.ndarray, label: int | None, guidance: Guidance) -> Any:
+    """What the network is told of each of the images of those numbers [N]: its class, if it takes any; of one that
+    enlarges images, also the run's own images in order, shrunk.
 
     Raises:
         ValueError: for a label that the network doesn't have, or guidance of a network that enlarges images.
     """
-    labels, factor = labels_of(parts, num, label, guidance), networks.enlarges(parts.config.net)
+    labels, factor = labels_of(parts, numbers, label, guidance), networks.enlarges(parts.config.net)
     if not factor:
         return labels
     if guided.acts(guidance):
         raise ValueError("a network that enlarges images is led by the small ones: it takes no guidance")
     source = data.load(parts.config.data)
-    rows = np.arange(num) % len(source)
+    rows = numbers % len(source)
     small = cascade.shrink(data.to_float(np.asarray(source.images[rows])), factor)
     if labels is not None and label is None and source.labels is not None:
         labels = np.asarray(source.labels[rows])
-    return cascade.conditions(jax.random.key(seed), parts.schedule, small, factor=factor, labels=labels)
+    return cascade.conditions(
+        jax.random.key(seed), parts.schedule, small, factor=factor, labels=labels, indices=numbers
+    )
 
 
 def draw(
@@ -140,9 +144,12 @@ def draw(
     batch_size: int = 64,
     frames: int = 0,
     label: int | None = None,
+    numbers: np.ndarray | None = None,
     on_step: Callable[[Any], None] | None = None,
 ) -> tuple[np.ndarray, Path]:
     """Images [num, H, W, C] from a run's network, and the Path of `frames` frames; image i depends on (seed, i) only.
+
+    `numbers`, int [num], says which i, for a part of many; 0 .. num - 1 if not given.
 
     A network with classes draws those that `labels_of` says, one that enlarges images the run's own (`conditions_of`),
     led by what `settings` say of guidance.
@@ -151,6 +158,7 @@ def draw(
         ValueError: for a label that the network doesn't have, or guidance that can't be.
         FileNotFoundError: for a run that is to lead it and isn't there.
     """
+    numbers = np.arange(num) if numbers is None else np.asarray(numbers)
     denoise, prediction = distill_loss.as_sampled(
         parts.config, parts.schedule, guided.denoiser(parts, params, settings.guidance)
     )
@@ -163,7 +171,8 @@ def draw(
         batch_size=width(parts, num, batch_size),
         **way(parts, settings).options(),
         prediction=prediction,
-        conditions=conditions_of(parts, seed, num, label, settings.guidance),
+        indices=numbers,
+        conditions=conditions_of(parts, seed, numbers, label, settings.guidance),
         frames=frames,
         sharding=mesh_lib.split(parts.mesh),
         on_step=on_step,
