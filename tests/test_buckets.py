@@ -232,7 +232,13 @@ def test_a_run_in_a_bucket_goes_on_and_is_drawn_from(bucket, tiny_run, tmp_path,
     new = {name.removeprefix(f"{RUN}/") for name in bucket if name not in there}
     events = {name for name in new if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
-    assert new - events == {"samples/step_00000008.png", "samples/training.gif", "samples/curves.png"}
+    assert new - events == {
+        "environment.jsonl",
+        "report.html",
+        "samples/curves.png",
+        "samples/step_00000008.png",
+        "samples/training.gif",
+    }
     for name in ("config.json", "samples/step_00000008.png", "samples/training.gif"):
         assert bucket[f"{RUN}/{name}"] == (tiny_run[0] / name).read_bytes()
     lines, before = report.read(files.place(RUN)), report.read(tiny_run[0])

@@ -140,3 +140,70 @@ def test_errors_name_the_argument():
         frechet.with_floor(x, x, np.zeros((4, 2)))
     with pytest.raises(ValueError, match=r"cov2 must have shape \(2, 2\)"):
         frechet.frechet(np.zeros(2), np.eye(2), np.zeros(2), np.eye(3))
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(30, 50, 5), (12, 40, 20), (8, 9, 20)])
+def test_the_error_is_that_of_derivatives_by_each_images_weight(n, m, d):
+    """By finite differences: with more images than features, with fewer, and with the set's covariance singular."""
+    rng = _rng()
+    x, y = rng.normal(size=(n, d)) * np.linspace(1, 2, d), rng.normal(0.5, 1.5, size=(m, d))
+    of_y = (y - y.mean(0)) / np.sqrt(m - 1)
+
+    def distance(weights):
+        weights = weights / weights.sum()
+        mean = weights @ x
+        of_x = (x - mean) * np.sqrt(weights * n / (n - 1))[:, None]
+        cross = np.linalg.svd(of_x @ of_y.T, compute_uv=False).sum()
+        return ((mean - y.mean(0)) ** 2).sum() + (of_x**2).sum() + (of_y**2).sum() - 2 * cross
+
+    steps = 1e-4 * np.eye(n)
+    slopes = np.array([(distance(1 + step) - distance(1 - step)) / 2e-4 for step in steps])
+    found = frechet.frechet_estimate_to(x, *frechet.moments(y))
+    assert found.value == pytest.approx(distance(np.ones(n)), rel=1e-6)
+    assert found.value == pytest.approx(frechet.frechet_distance(x, y), rel=1e-6)
+    assert found.standard_error == pytest.approx(np.sqrt((slopes**2).sum() * n / (n - 1)), rel=1e-4)
+
+
+def test_one_dimensional_error_has_its_closed_form():
+    """(m1 - m2)^2 with known spread: far apart its error is 2 |m1 - m2| that of the difference of means."""
+    x, y = _rng().normal(size=(2, 400, 1))
+    found = frechet.frechet_estimate(x, y + 1000)
+    expected = 2 * 1000 * np.sqrt((x.var() + y.var()) / 400)
+    assert found.standard_error == pytest.approx(expected, rel=0.01)
+
+
+def test_interval_covers_what_so_many_images_give_on_average():
+    """60 draws of 8-d Gaussians: 95 % where they differ; where they don't, more, as the error is too large there."""
+    rng = _rng()
+    for shift, least, ratio in ((0.0, 56, (1.0, 2.0)), (0.6, 52, (0.75, 1.35))):
+        found = [frechet.frechet_estimate(rng.normal(size=(150, 8)), rng.normal(shift, 1, (150, 8))) for _ in range(60)]
+        values = np.array([one.value for one in found])
+        assert sum(one.low <= values.mean() <= one.high for one in found) >= least
+        assert ratio[0] < np.mean([one.standard_error for one in found]) / values.std(ddof=1) < ratio[1]
+
+
+def test_estimate_to_a_reference_takes_it_as_it_is():
+    """The same distance as to the set that the reference is of, and the part of the error that is x's."""
+    rng = _rng()
+    x, y = rng.normal(size=(80, 6)), rng.normal(0.3, 1.2, size=(70, 6))
+    one, other = (frechet.frechet_estimate_to(a, *frechet.moments(b)) for a, b in ((x, y), (y, x)))
+    both = frechet.frechet_estimate(x, y)
+    assert one.value == pytest.approx(both.value, rel=1e-9)
+    assert both.value == pytest.approx(frechet.frechet_distance(x, y), rel=1e-9)
+    assert np.hypot(one.standard_error, other.standard_error) == pytest.approx(both.standard_error, rel=1e-9)
+    assert frechet.frechet_estimate_to(x[:4], *frechet.moments(y)).value > both.value, "fewer images than features"
+
+
+def test_estimates_of_degenerate_sets():
+    same = np.full((5, 3), 0.25)
+    found = frechet.frechet_estimate(same, same + 2)
+    assert (found.value, found.standard_error) == (pytest.approx(12), 0)
+    assert frechet.frechet_estimate(same, same).value == 0
+    with pytest.raises(ValueError, match="x must hold at least 2 samples"):
+        frechet.frechet_estimate(same[:1], same)
+    with pytest.raises(ValueError, match="y must be finite"):
+        frechet.frechet_estimate(same, same * np.nan)
+    with pytest.raises(ValueError, match="covariance must be finite"):
+        frechet.frechet_estimate_to(same, np.zeros(3), np.full((3, 3), np.nan))
+    with pytest.raises(ValueError, match=r"covariance must have shape \(3, 3\) as x has 3 features, got \(2, 2\)"):
+        frechet.frechet_estimate_to(same, np.zeros(3), np.eye(2))

@@ -1,13 +1,16 @@
-"""How good are a run's images? python -m ddpm_jax.cli.evaluate WORKDIR [--num N] [--samples FILE.npz] ...
+"""How good are a run's images? python -m ddpm_jax.cli.evaluate WORKDIR [--quick] [--features NAME ...] ...
 
-For data with labels and a held-out split. Prints each figure beside what real held-out images get, at equal numbers of
-images: the share that a classifier of real images is sure of, the classes found, and the Frechet distance of pixels.
+Draws images and compares them with those that training saw: Frechet and kernel distance, precision, recall, density,
+coverage, copies of training images, and, of held-out images, bits per dimension. Every figure has its 95 % interval,
+and beside it stands what held-out images get in the samples' place, at the same number of images: figures of other
+numbers, features or resizes are other figures. Interrupted, the same command goes on where it stopped.
 """
 
 import dataclasses
-import json
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,17 +21,31 @@ from ddpm_jax.config import Config, Data, Launch, Sampling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Measure a run's images against held-out ones."""
+    """Measure a run's images against real ones."""
 
+    quick: bool = False
+    """2,000 images of 20 steps, and at most 2,000 real ones: about a minute for small images on a laptop."""
+    features: tuple[str, ...] = ()
+    """What images are compared by: efficientnet[:RESOLUTION], inception:FILE.pth, pixels, or your MODULE:FUNCTION;
+    efficientnet if not given, and also pixels where an image has at most 1,024 numbers."""
     num: int = 0
-    """Images to draw; 0 for as many as are held out."""
+    """Images to draw; 0 for as many as training saw, 10,000 at most (with --quick 2,000)."""
     seed: int = 1
     samples: flags.Place | None = None
-    """Measure the `images` of this .npz (as sample.py --npz writes) instead of drawing."""
+    """Measure the `images` of this .npz (as sample.py --npz writes), or those of this folder, instead of drawing."""
     data: Data = Data()
     """The images that training saw; the run's if not given."""
     held_out: str = "test"
-    """The split that training didn't see."""
+    """The split that training didn't see; '' for none, and no floor."""
+    reference: str = ""
+    """Published statistics (.npz with mu and sigma) to compare with, in place of both."""
+    write_reference: flags.Place | None = None
+    """Write the statistics of the training images, by the first features, into this .npz, and measure nothing."""
+    num_reference: int = 50_000
+    """Real images of each split, at most (with --quick 2,000); drawn at random where there are more."""
+    num_t: int = 16
+    """t an image for the bound of held-out images, in bits per dimension; 0 to leave it out."""
+    batch_size: int = 128
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     raw: bool = False
     """Use the weights of the last step, not their average over training."""
@@ -39,62 +56,105 @@ class Flags:
 
 def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
-        print("python -m ddpm_jax.cli.evaluate WORKDIR [--num N] [--seed S] [--samples FILE.npz] [--sampler NAME] ...")
+        print("python -m ddpm_jax.cli.evaluate WORKDIR [--quick] [--features NAME ...] [--samples FILE.npz] ...")
+        print("WORKDIR is a run's folder, as train.py leaves it; WORKDIR --help lists every flag.")
         sys.exit(0)
     workdir, config = flags.run_folder(args[0])
-    asked = flags.parse(
-        Flags, args[1:], prog=f"evaluate {workdir}", default=Flags(data=config.data, sampling=config.sampling)
-    )
+    default = Flags(data=config.data, sampling=config.sampling)
+    asked = flags.parse(Flags, args[1:], prog=f"evaluate {workdir}", default=default)
+    if asked.reference and asked.write_reference is not None:
+        raise ValueError(
+            "--write-reference writes statistics of the training images, --reference reads others: give one"
+        )
     from ddpm_jax.training import processes
 
     processes.join(asked.launch)
-    result = _measure(asked, workdir, config)
-    if not processes.writes():
+    _measure(asked, workdir, config, default)
+
+
+def _measure(asked: Flags, workdir: files.Place, config: Config, default: Flags) -> None:
+    from ddpm_jax.training import evaluation, processes, run
+
+    names = {field.name for field in dataclasses.fields(evaluation.Task)}
+    given = {name: value for name, value in vars(asked).items() if name in names}
+    if asked.quick:  # what wasn't asked for is the quick measurement's
+        given = {name: value for name, value in given.items() if value != getattr(default, name)}
+        task = evaluation.quickly(config, **given)
+    else:
+        task = evaluation.Task(**given)
+    parts, state = run.load(workdir, step=asked.checkpoint)
+    if asked.write_reference is not None:
+        with _bars() as progress:
+            said = evaluation.write_reference(parts, task, workdir, asked.write_reference, progress)
+        if processes.writes():
+            print(f"wrote {asked.write_reference}: {said}")
         return
-    files.write(workdir / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
-    print(f"images                        {result['num_images']}")
-    print(f"classifier is sure (p >= 0.9) {result['sure']:.3f}   held-out {result['sure_held_out']:.3f}")
-    print(f"images by class               {result['by_class']}")
-    print(f"Frechet distance of pixels    {result['frechet']:.3f}   held-out {result['frechet_floor']:.3f}")
+    images = None if asked.samples is None else _images(asked.samples, config)
+    with _bars() as progress:
+        result = evaluation.evaluate(parts, state, task, workdir, images=images, progress=progress)
+    if processes.writes():
+        _print(result, workdir)
 
 
-def _measure(asked: Flags, workdir: files.Place, config: Config) -> dict:
+def _images(place: files.Place, config: Config) -> Any:
+    """The images of an .npz or a folder, uint8 [N, H, W, C]."""
     import numpy as np
 
     from ddpm_jax import data
-    from ddpm_jax.evaluation import frechet, probe
-    from ddpm_jax.training import guided, run
-    from ddpm_jax.training.draw import draw, way
 
-    def floats(source: data.Source) -> np.ndarray:
-        return data.to_float(source.images[np.arange(len(source))])
-
-    train = data.load(asked.data)
-    held_out = data.load(dataclasses.replace(asked.data, split=asked.held_out))
-    if train.labels is None:
-        raise ValueError(f"{asked.data.source} has no labels to train the classifier on")
-    real, labels, others = floats(train), train.labels[np.arange(len(train))], floats(held_out)
-    if asked.samples is not None:
-        with files.local(asked.samples) as file:
-            images = floats(data.arrays.array(str(file)))
+    if files.is_dir(place):
+        source = data.load(Data(source="folder", path=str(place), shape=config.data.shape, split="all"))
     else:
-        parts, state = run.load(workdir, step=asked.checkpoint)
-        params = state.params if asked.raw else state.ema
-        settings = guided.within(asked.sampling, workdir)
-        way(parts, settings, under="--")
-        num = asked.num or len(others)
-        images, _ = draw(parts, params, seed=asked.seed, num=num, settings=settings, batch_size=128)
-    distance = frechet.with_floor(images, real, others)
-    drawn = probe.confidence(real, labels, images)
-    return {
-        "num_images": len(images),
-        "sure": drawn.fraction,
-        "sure_held_out": probe.confidence(real, labels, others).fraction,
-        "by_class": list(drawn.counts),
-        "frechet": distance.distance,
-        "frechet_floor": distance.floor,
-        "frechet_num_images": distance.num_images,
-    }
+        with files.local(place) as file:
+            source = data.arrays.array(str(file))
+    return np.asarray(source.images[np.arange(len(source))])
+
+
+def _print(result: dict[str, Any], workdir: files.Place) -> None:
+    """The figures as a table, then what they are of."""
+    rows = [("", "", "95 %", "held-out images", "n")]
+    for figure in result["figures"]:
+        floor = figure["floor"]
+        beside = "" if floor is None else f"{_short(floor['value'])} {_ends(floor)}"
+        name = f"{figure['name']}{ {'lower': ' (-)', 'higher': ' (+)'}.get(figure['better'], '') }"
+        rows.append((name, _short(figure["value"]), _ends(figure), beside, f"{figure['num_images']:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"(-) less is better, (+) more; n images on each side, of {result['num_images']:,} samples", end="")
+    print(f" and {result['reference']['num_images'] or '?'} of {result['reference']['what']}")
+    for each in result["features"]:
+        print(f"{each['name']}: {each['dim']} features; {each['preprocessing']}")
+    print(f"wrote {result['file']} into {workdir / 'evaluation'}, {result['seconds']:.0f} s")
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _ends(figure: dict[str, Any]) -> str:
+    return "" if figure["low"] is None else f"[{_short(figure['low'])}, {_short(figure['high'])}]"
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each thing that is done, one after the other."""
+    from tqdm import tqdm
+
+    from ddpm_jax.training import processes
+
+    bars: dict[str, tqdm] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(total=total, desc=what, unit="image", disable=not processes.writes())
+        bars[what].update(done)
+
+    try:
+        yield progress
+    finally:
+        for bar in bars.values():
+            bar.close()
 
 
 if __name__ == "__main__":

@@ -164,51 +164,27 @@ def _by_ode(asked: Flags, parts: Any, denoise: Any, over: Callable[..., Any]) ->
 
 
 def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
-    import jax
-    import numpy as np
     from tqdm import tqdm
 
     from ddpm_jax import data, nets
     from ddpm_jax.evaluation import likelihood
     from ddpm_jax.figures import plots
-    from ddpm_jax.training import mesh, processes, run
+    from ddpm_jax.training import bits, processes, run
 
     processes.join(asked.launch)
     source, classes = data.load(asked.data), run.num_classes(config)
     if classes and source.num_classes != classes:
         raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
     parts, state = run.load(workdir, step=asked.checkpoint)
-    key, prediction = jax.random.key(asked.seed), config.diffusion.prediction
-    reading = {"variance": asked.variance or config.diffusion.variance, "clip": asked.clip, "decoder": asked.decoder}
-    if config.diffusion.objective == "continuous":
-        how, reading = "continuous time", {}
-        curve = run.curve(parts, state.noise)
-        per_batch = likelihood.in_continuous_time(key, curve, num_t=asked.num_t or 8, prediction=prediction)
-    elif asked.num_t:
-        how = f"{asked.num_t} t an image"
-        per_batch = likelihood.estimated(key, parts.schedule, num_t=asked.num_t, prediction=prediction, **reading)
-    else:
-        how = "every t"
-        per_batch = likelihood.whole(key, parts.schedule, prediction=prediction, **reading)
-
-    def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        labels = source.labels[rows] if classes and source.labels is not None else None
-        return data.to_float(source.images[rows]), labels
-
+    params = state.params if asked.raw else state.ema
+    reading = {"variance": asked.variance, "clip": asked.clip, "decoder": asked.decoder}
+    per_batch, how, reading = bits.bound(parts, state, seed=asked.seed, num_t=asked.num_t, **reading)
     num = min(len(source), asked.num or len(source))
-    denoise = nets.denoiser(parts.module, state.params if asked.raw else state.ema)
+    denoise = nets.denoiser(parts.module, params)
 
     def over(per_batch: likelihood.PerBatch) -> likelihood.Likelihood:
         with tqdm(total=num, desc="measuring", unit="image", disable=not processes.writes()) as bar:
-            return likelihood.over(
-                per_batch,
-                denoise,
-                read,
-                num,
-                batch_size=-(-min(asked.batch_size, num) // parts.mesh.size) * parts.mesh.size,
-                sharding=mesh.split(parts.mesh),
-                on_batch=bar.update,
-            )
+            return bits.over(per_batch, parts, params, source, num, batch_size=asked.batch_size, on_batch=bar.update)
 
     found = over(per_batch)
     by_ode = {"ode": _by_ode(asked, parts, denoise, over)} if asked.ode else {}

@@ -11,6 +11,9 @@ import dataclasses
 
 import numpy as np
 
+from ddpm_jax.evaluation import estimate
+from ddpm_jax.evaluation.estimate import Estimate
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithFloor:
@@ -65,6 +68,45 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """
     _refuse_other_shape(x, "x", y, "y")
     return _between(_centred(x, "x"), _centred(y, "y"))
+
+
+def frechet_estimate(x: np.ndarray, y: np.ndarray) -> Estimate:
+    """`frechet_distance` of sets x [N, ...] and y [M, ...], and how much it would vary with other images.
+
+    The infinitesimal jackknife (Efron 1982): the distance's derivative by the weight of each image, which one singular
+    value decomposition gives for all of them. The interval is for the distance that so many images have on average,
+    with its bias; it covers that in 95 % of cases where the laws differ, and in more where they are equal, as the
+    error is then up to sqrt(2) too large. The bootstrap's would be sqrt(3), and its draws have a larger bias, not the
+    same one.
+
+    Raises:
+        ValueError: if samples of x and y differ in shape, or for what `moments` refuses.
+    """
+    _refuse_other_shape(x, "x", y, "y")
+    one, two = _centred(x, "x"), _centred(y, "y")
+    cross, of_one, of_two = _shares(one.away, two.away)
+    error = np.hypot(_error(one, two.mean, of_one), _error(two, one.mean, of_two))
+    how = f"infinitesimal jackknife over {len(one.away):,} and {len(two.away):,} images"
+    return estimate.interval(_squared(one, two, cross), error, how, lowest=0.0)
+
+
+def frechet_estimate_to(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> Estimate:
+    """The same from a set x [N, ...] to a reference's mean [D] and covariance [D, D], which are taken as they are.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or a value isn't finite.
+    """
+    one = _centred(x, "x")
+    mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+    d = one.mean.size
+    for name, value, shape in (("mean", mean, (d,)), ("covariance", covariance, (d, d))):
+        if value.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} as x has {d} features, got {value.shape}")
+        _refuse_nonfinite(value, name)
+    two = _Set(mean=mean, away=_root(covariance))
+    cross, of_one, _ = _shares(one.away, two.away)
+    how = f"infinitesimal jackknife over {len(one.away):,} images"
+    return estimate.interval(_squared(one, two, cross), _error(one, mean, of_one), how, lowest=0.0)
 
 
 def with_floor(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, *, seed: int = 0) -> WithFloor:
@@ -134,9 +176,32 @@ def _from_samples(x: _Set, y: _Set) -> float:
 
     With S1 = A'A and S2 = B'B the eigenvalues of S1 S2 are the squared singular values of A B' [N, M], and zeros.
     """
-    cross = np.linalg.svd(x.away @ y.away.T, compute_uv=False).sum()
+    return _squared(x, y, np.linalg.svd(x.away @ y.away.T, compute_uv=False).sum())
+
+
+def _shares(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """tr (S1 S2)^{1/2} for S1 = a'a and S2 = b'b, and what every row of a [N] and of b [M] has of it.
+
+    It is the sum of the singular values of a b' = U s V', and grows by (U s U')_ii times half the change of row i's
+    weight. Of tall a and b their triangles (a = q r) give s; a r_b' V is U s in any case.
+    """
+    r_a, r_b = (np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x for x in (a, b))
+    u, s, vt = np.linalg.svd(r_a @ r_b.T, full_matrices=False)
+    kept = s > 1e-14 * s[0]
+    u, s, v = u[:, kept], s[kept], vt[kept].T
+    return float(s.sum()), (a @ (r_b.T @ v)) ** 2 @ (1 / s), (b @ (r_a.T @ u)) ** 2 @ (1 / s)
+
+
+def _squared(x: _Set, y: _Set, cross: float) -> float:
     squared = ((x.mean - y.mean) ** 2).sum() + (x.away**2).sum() + (y.away**2).sum() - 2 * cross
     return max(float(squared), 0.0)  # rounding alone can take it below
+
+
+def _error(x: _Set, other_mean: np.ndarray, of_cross: np.ndarray) -> float:
+    """Standard error of the distance from the images of x: that of the mean of its derivatives."""
+    n = len(x.away)
+    influence = 2 * np.sqrt(n - 1) * (x.away @ (x.mean - other_mean)) + n * ((x.away**2).sum(1) - of_cross)
+    return float(influence.std(ddof=1) / np.sqrt(n))
 
 
 def _refuse_nonfinite(x: np.ndarray, argument: str) -> None:

@@ -67,6 +67,26 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A picture of a film: a PNG as its file has it."""
+
+    label: str
+    """When it was taken: "step 1,500"."""
+    png: bytes
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A name, its value, and the usual one if that is another."""
+
+    name: str
+    value: str
+    usual: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
     title: str
     blocks: tuple[Markup, ...]
@@ -121,10 +141,18 @@ def command(line: str) -> Markup:
     return _block("command", line)
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str | Cell]], *, words: bool = False) -> Markup:
-    """Rows under their heads. The first entry of each is its name, the others are numbers, or words."""
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str | Cell]],
+    *,
+    words: bool = False,
+    wraps: bool = False,
+) -> Markup:
+    """Rows under their heads. The first entry of each is its name, the others are numbers, or words, of which the last
+    may take several lines."""
     cells = [[cell if isinstance(cell, Cell) else Cell(text=cell) for cell in row] for row in rows]
-    return _block("table", caption, head, cells, words)
+    return _block("table", caption, head, cells, words, wraps)
 
 
 def plot(name: str, figure: Figure, caption: str) -> Markup:
@@ -136,6 +164,26 @@ def pictures(items: Sequence[Picture], caption: str) -> Markup:
     """Pictures side by side, as many in a row as there is room for; their pixels stay squares."""
     shown = [(item, _data(item.pixels), round(item.zoom * item.pixels.shape[1])) for item in items]
     return _block("pictures", shown, caption)
+
+
+def film(name: str, frames: Sequence[Frame], caption: str, *, zoom: float = 1) -> Markup:
+    """Pictures one at a time, the last at first: a slider for the others, and a button that plays them.
+
+    `name` says what is to be seen, and no other film of the page has it. Nothing moves before it is asked to.
+
+    Raises:
+        ValueError: if there are no pictures.
+    """
+    if not frames:
+        raise ValueError("frames must hold at least one picture, got none")
+    shown = [(frame.label, _address(frame.png), round(zoom * frame.width)) for frame in frames]
+    return _block("film", name, slug(name), shown, caption, max(width for *_, width in shown))
+
+
+def settings(summary: str, groups: Mapping[str, Sequence[Setting]]) -> Markup:
+    """Settings folded away in groups; those that aren't as usual are marked, and counted."""
+    counted = [(name, rows, sum(row.usual is not None for row in rows)) for name, rows in groups.items()]
+    return _block("settings", summary, counted)
 
 
 def slug(title: str) -> str:
@@ -163,7 +211,11 @@ def _data(pixels: np.ndarray) -> str:
     pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    return _address(encoded.getvalue())
+
+
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _svg(figure: Figure, prefix: str) -> str:

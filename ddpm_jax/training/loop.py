@@ -15,7 +15,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
 from ddpm_jax.diffusion import bins, reverse
 from ddpm_jax.figures import plots
-from ddpm_jax.training import checkpoint, checks, distill, feed, gradients, processes, report, snapshots
+from ddpm_jax.training import checkpoint, checks, distill, feed, gradients, processes, report, run_report, snapshots
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import way
@@ -61,8 +61,8 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
 
     On SIGTERM, or its platform's notice to any process, the run is saved and the state returned before its last step.
 
-    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events and samples/ into `workdir`, and with
-    optimizer.ema_sigma_rels ema/.
+    Writes config.json, checkpoints/, metrics.jsonl, TensorBoard events, samples/, environment.jsonl and report.html
+    into `workdir`, and with optimizer.ema_sigma_rels ema/.
 
     Raises:
         ValueError: before anything is written, for a config that can't be, or one that doesn't fit the folder's run.
@@ -86,13 +86,15 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
     run = config.run
     with (
         processes.stop_requests() as stop,  # to the very end: asked twice, a run still waits for its last save
+        run_report.open_page(workdir, config) as tell,
         checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager,
     ):
         if manager.latest_step() is not None:
             state = checkpoint.restore(manager, parts.abstract())
         else:
             state = parts.init() if taught_by is None else parts.start_from(taught_by)
-        return _steps(parts, source, workdir, manager, state, step_fn, stop)
+        tell(state)
+        return _steps(parts, source, workdir, manager, state, step_fn, stop, tell)
 
 
 def _steps(
@@ -103,6 +105,7 @@ def _steps(
     state: State,
     step_fn: TrainStep,
     asked_to_stop: Callable[[int], bool],
+    tell: run_report.Tell,
 ) -> State:
     config, run = parts.config, parts.config.run
     start = int(state.step)
@@ -159,6 +162,8 @@ def _steps(
                 push_log()  # what a resume keeps of the log has no gap
                 finish_averages()  # nor has what it keeps of the averages
                 checkpoint.save(manager, state)
+            if ends or stops or done % run.sample_every == 0 or done % run.checkpoint_every == 0:
+                tell(state)
             if stops:
                 return state  # the manager waits for its save on the way out
             since += time.perf_counter() - pause  # pictures don't count against images/s

@@ -1,0 +1,77 @@
+"""Bits per dimension of a run's network on a set of images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import data, nets
+from ddpm_jax.data.record import Source
+from ddpm_jax.evaluation import likelihood
+from ddpm_jax.evaluation.likelihood import Likelihood, PerBatch
+from ddpm_jax.training import mesh, run
+from ddpm_jax.training.run import Parts
+from ddpm_jax.training.state import State
+
+
+def bound(
+    parts: Parts,
+    state: State,
+    *,
+    seed: int = 0,
+    num_t: int = 0,
+    variance: str = "",
+    clip: bool = True,
+    decoder: str = "gaussian",
+) -> tuple[PerBatch, str, dict[str, Any]]:
+    """The bound as a run was trained for: what measures it, in words how, and the settings that have a part in it.
+
+    Args:
+        num_t: how many t are drawn an image; 0 for all of a schedule, in continuous time 8.
+        variance: of the step back; the run's own if empty. Like clip and decoder it has no part in continuous time.
+    """
+    key, config = jax.random.key(seed), parts.config.diffusion
+    if config.objective == "continuous":
+        curve = run.curve(parts, state.noise)
+        per_batch = likelihood.in_continuous_time(key, curve, num_t=num_t or 8, prediction=config.prediction)
+        return per_batch, "continuous time", {}
+    reading = {"variance": variance or config.variance, "clip": clip, "decoder": decoder}
+    if num_t:
+        per_batch = likelihood.estimated(key, parts.schedule, num_t=num_t, prediction=config.prediction, **reading)
+        return per_batch, f"{num_t} t an image", reading
+    return likelihood.whole(key, parts.schedule, prediction=config.prediction, **reading), "every t", reading
+
+
+def over(
+    per_batch: PerBatch,
+    parts: Parts,
+    params: Any,
+    source: Source,
+    num: int,
+    *,
+    batch_size: int = 128,
+    on_batch: Callable[[int], Any] = lambda done: None,
+) -> Likelihood:
+    """Measure images 0 .. num-1 of a source; a network with classes is told the class of each.
+
+    Raises:
+        ValueError: if the network takes other classes than the source has, or for fewer than two images.
+    """
+    classes = run.num_classes(parts.config)
+    if classes and source.num_classes != classes:
+        raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
+
+    def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = source.labels[rows] if classes and source.labels is not None else None
+        return data.to_float(source.images[rows]), labels
+
+    return likelihood.over(
+        per_batch,
+        nets.denoiser(parts.module, params),
+        read,
+        num,
+        batch_size=-(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size,
+        sharding=mesh.split(parts.mesh),
+        on_batch=on_batch,
+    )
