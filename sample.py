@@ -5,7 +5,7 @@ Writes a grid, and beside it a strip and a GIF of how the first images came out 
 
 import dataclasses
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -32,8 +32,8 @@ class Flags:
     ema_sigma_rel: float | None = None
     """Use the average of this length, a share of the run so far below 0.2887, in place of the one that was kept: made
     of the snapshots of a run with --optimizer.ema-sigma-rels."""
-    checkpoint: int | None = None
-    """The step to read; the newest if not given."""
+    checkpoint: int | Literal["best"] | None = None
+    """The step to read, or best (of those that training evaluated); the newest if not given."""
     frames: int = 51
     """Moments of the denoising to show in the strip (every fifth) and the GIF; 0 for neither."""
     interpolate: int = 0

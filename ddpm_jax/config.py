@@ -206,6 +206,14 @@ class Run:
     keep_last: int = 3
     keep_every: int = 0
     """Also keep for good each checkpoint whose step is a multiple of this; 0 for none."""
+    evaluate_every: int = 0
+    """Steps between quick evaluations (cli.evaluate --quick), at checkpoints; 0 for none."""
+    evaluate_num: int = 2000
+    """Images in one."""
+    evaluate_features: tuple[str, ...] = ()
+    """What images are compared by in these: see cli.evaluate. The first one's Frechet distance says which is best."""
+    keep_best: int = 1
+    """Also keep for good so many of the evaluated checkpoints, the best ones."""
     ema_snapshot_every: int = 0
     """Steps between snapshots of optimizer.ema_sigma_rels, all kept, in WORKDIR/ema; a hundred in a run are plenty."""
     steps_per_dispatch: int = 1

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import worlds
+from scipy.special import expit
 
 from ddpm_jax.diffusion import processes, schedules
+from ddpm_jax.diffusion.between import trained
+from ddpm_jax.diffusion.levels import visit
 from ddpm_jax.sampling import SAMPLERS, black_box, frame_steps, sample_path
 
 KEY = jax.random.key(0)
@@ -68,6 +71,18 @@ def by_table(x, time):
 def test_of_a_schedule_the_network_is_told_the_time_between_its_indices():
     walked = processes.of_schedule(COSINE)
     assert max(there_and_back(jax.tree_util.Partial(by_table), COSINE, walked, (0.0, 47.5))) < 1e-6
+
+
+def test_a_mean_between_two_indices_is_read_as_by_the_samplers_that_take_steps():
+    """As that of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, Eq. 7), its alpha_bars by log-SNR; before t = 0 all is x_0."""
+    for t in (0.4, 7.3, 30.5, 48.9):
+        here = visit(COSINE, [t, -1.0]).read(0)
+        log_snr = np.interp([t, t - 1], np.arange(50), np.asarray(COSINE.log_snr, np.float64))
+        now, before = expit(log_snr[0]), 1.0 if t < 1 else expit(log_snr[1])
+        of_x_0 = np.sqrt(before) * (1 - now / before) / (1 - now)
+        of_x_t = np.sqrt(now / before) * (1 - before) / (1 - now)
+        for own in (here.own, black_box.level_at(trained(COSINE), here.log_snr).own):
+            np.testing.assert_allclose([own.coef_x0, own.coef_xt], [of_x_0, of_x_t], rtol=1e-5)
 
 
 def test_the_sampler_goes_to_the_image_in_two_steps_whatever_is_asked():

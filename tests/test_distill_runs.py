@@ -124,12 +124,26 @@ def test_halvings_follow_one_another(teacher, tmp_path):
         list(distill.halvings(student(teacher[0]), tmp_path, start=12, end=2))
 
 
+def test_only_progressive_distillation_has_numbers_of_steps_to_halve(teacher, tmp_path):
+    with pytest.raises(ValueError, match="--start-steps 8 has no part in consistency"):
+        cli.main([str(teacher[0]), "consistency", "--workdir", str(tmp_path / "x"), "--start-steps", "8"])
+
+
 def test_a_teacher_of_another_network_or_process_is_refused(teacher):
     other = replaced(student(teacher[0]), net={"features": 16}, diffusion={"schedule": "cosine"})
     with pytest.raises(ValueError, match=r"schedule 'linear' of the teacher, 'cosine' here; --net.features 8 of the"):
         distill.teacher_of(run.build(other))
     with pytest.raises(FileNotFoundError, match="is no run's folder"):
         distill.teacher_of(run.build(student("nowhere")))
+
+
+def test_a_consistency_function_teaches_nobody(tmp_path):
+    config = distill.default("consistency_training", CONFIG, "")
+    config_lib.write(config, tmp_path / "config.json")
+    with checkpoint.open_folder(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, run.build(config).init())
+    with pytest.raises(ValueError, match=r"is of --distill\.method consistency_training: it jumps to the end"):
+        distill.teacher_of(run.build(student(tmp_path)))
 
 
 @pytest.mark.parametrize(

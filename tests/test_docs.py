@@ -1,6 +1,8 @@
 """The pages of docs/ say what the product does: their Python runs, their commands have the flags that they name."""
 
 import functools
+import importlib.util
+import json
 import re
 import shlex
 
@@ -13,11 +15,21 @@ from ddpm_jax.diffusion.weightings import WEIGHTINGS
 from ddpm_jax.training import own_weighting, sweep
 
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+README = (ROOT / "README.md").read_text()
 PROGRAMS = {"compare": compare.Flags, "explain": explain.Flags}
+_SPEC = importlib.util.spec_from_file_location("notebook", ROOT / "docs" / "notebook.py")
+notebook = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(notebook)
 
 
 def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def links(text):
+    """Every file that a page links to or shows."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
 
 
 def with_blocks(language):
@@ -43,6 +55,9 @@ def files_of(text, folder):
 def check(words, folder):
     """Read a command as its program does, and its weightings as a run would; nothing is trained."""
     assert words.pop(0) == "python"
+    if words[0].startswith("docs/"):
+        assert all((ROOT / word).is_file() for word in words if not word.startswith("--"))
+        return
     if words[0] == "-m":
         program, preset = words[1].removeprefix("ddpm_jax.cli."), words[2]
         default = {"workdir": folder} if program == "compare" else {"out": folder}
@@ -78,8 +93,27 @@ def test_the_commands_of_a_page_are_ones_that_the_programs_take(name, tmp_path, 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_page_links_to_is_there(name):
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", PAGES[name]):
+    for target in links(PAGES[name]):
         assert (ROOT / "docs" / target).exists(), target
+
+
+def test_every_picture_is_shown_somewhere():
+    shown = {target.removeprefix("docs/") for text in (README, *PAGES.values()) for target in links(text)}
+    kept = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".gif")}
+    assert kept <= shown
+
+
+def test_the_readme_names_every_page():
+    assert {f"docs/{name}" for name in PAGES} <= set(links(README))
+
+
+def test_the_notebook_is_what_its_page_makes_with_the_same_blocks():
+    page, made = PAGES["from_scratch.md"], (ROOT / "docs" / "from_scratch.ipynb").read_text()
+    assert made == notebook.notebook(page), "run python docs/notebook.py docs/from_scratch.md"
+    cells = json.loads(made)["cells"]
+    code = ["".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code"]
+    assert code == blocks(page, "python")  # which another test runs
+    assert len({cell["id"] for cell in cells}) == len(cells)
 
 
 def test_the_table_of_weightings_has_all_of_them_and_their_verdicts():

@@ -235,6 +235,7 @@ def test_on_the_great_circle_a_mixture_is_as_long_as_its_ends():
         (lambda: editing.there_and_back([3, 2, 5, -1]), "times must fall"),
         (lambda: editing.there_and_back([3, 2, -1], jump=0), "jump and resamples must be at least 1, got 0 and 10"),
         (lambda: editing.there_and_back([3, 2, -1], resamples=0), "must be at least 1, got 10 and 0"),
+        (lambda: editing.there_and_back([3, 2, -1], jump=2), "jump must be below the number of steps, 2, .* got 2"),
         (lambda: editing.resampling(samplers.build("dpm_solver_pp_2m")), "a multistep sampler can't"),
         (
             lambda: editing.inpaint(KEY, None, VP, np.zeros((2, 2, 2, 1)), np.ones((2, 2, 2), bool)),

@@ -11,12 +11,14 @@ from conftest import ROOT
 from PIL import Image
 from test_programs import call, picture  # noqa: F401
 
-from ddpm_jax.cli import editing
+from ddpm_jax.cli import edit_tasks, editing
 from ddpm_jax.cli.drawing import Drawing
 from ddpm_jax.cli.edit_flags import Editing
 from ddpm_jax.cli.edit_tasks import mask_of
 from ddpm_jax.cli.flags import load_preset
 from ddpm_jax.config import Data, Sampling
+from ddpm_jax.sampling import cascade
+from ddpm_jax.sampling.loop import first_noise
 from ddpm_jax.training import guided, run
 
 
@@ -120,6 +122,29 @@ def test_a_cascade_enlarges_real_images_and_those_of_another_run(tmp_path, monke
         editing.edit(of, Editing(edit="inpaint"))
 
 
+def test_drawn_small_images_are_noised_by_other_noise_than_they_were_drawn_from(tmp_path, monkeypatch):
+    of, noised, shown = untrained(tmp_path / "x.png", enlarges=2), [], cascade.shown
+    base = untrained(tmp_path / "base.png", data=Data(source="digits", shape=(4, 4, 1), shrink=2))
+    monkeypatch.setattr(run, "load", lambda folder: (base.parts, SimpleNamespace(ema={})))
+    monkeypatch.setattr(edit_tasks, "draw", lambda *_, num, **__: (np.zeros((num, 4, 4, 1), np.float32), None))
+    monkeypatch.setattr(cascade, "shown", lambda *given: (noised.append(given[3]), shown(*given))[1])
+    editing.edit(of, Editing(edit="cascade", base=tmp_path, versions=3))
+    drawn_from = first_noise(jax.random.key(of.seed), np.arange(3), (4, 4, 1), jnp.float32)
+    assert not any(np.array_equal(a, b) for a in noised[0] for b in drawn_from)
+
+
+@pytest.mark.parametrize(("strength", "times"), [(0.5, [9, 4, -1]), (1.0, [19, 14, 9, 4, -1]), (0.0, [-1])])
+@pytest.mark.parametrize("sampler", ["ode", "ddim"])
+def test_strength_is_a_part_of_the_way_of_a_sampler_that_finds_its_own_steps_too(
+    strength, times, sampler, tmp_path, monkeypatch
+):
+    of, walked = untrained(tmp_path / "x.png"), []
+    of = dataclasses.replace(of, settings=Sampling(sampler=sampler, steps=(4,), spacing="trailing"))
+    monkeypatch.setattr(edit_tasks.editing, "sdedit", lambda *given, times, **_: (walked.extend(times), given[3])[1])
+    editing.edit(of, Editing(edit="sdedit", strength=strength, versions=1))
+    assert walked == times
+
+
 @pytest.mark.parametrize("name", ["left", "right", "top", "bottom", "box", "surround"])
 def test_masks_leave_half_of_a_side_or_its_quarter_unknown(name):
     known = mask_of(name, (8, 8, 1))
@@ -150,6 +175,13 @@ def test_a_mask_of_ones_own_is_white_where_to_paint(tmp_path):
         ({"edit": "inpaint", "image": ("1500",)}, "--image must lie in 0 .. 1499 of the run's data, got 1500"),
         ({"edit": "inpaint", "image": ("no.png",)}, "--image: there is no file 'no.png'"),
         ({"edit": "inpaint", "versions": 0}, "--versions must be at least 1, got 0"),
+        ({"edit": "inpaint", "image": ("\N{SUPERSCRIPT TWO}",)}, "--image: there is no file"),
+        ({"edit": "inpaint", "noise": 0.1}, "--noise 0.1 has no part in --edit inpaint"),
+        (
+            {"edit": "deblur", "method": "pigdm", "scale": 2.0},
+            "--scale 2.0 has no part in --edit deblur --method pigdm",
+        ),
+        ({"edit": "invert", "strength": 0.2}, "--strength 0.2 has no part in --edit invert"),
         ({"edit": "superresolve", "factor": 3}, "factor must divide the sides of the images, 8x8, got 3"),
         ({"edit": "deblur", "noise": -1.0}, "--noise must be 0 or more, got -1.0"),
         ({"edit": "sdedit", "strength": 2.0}, "--strength must lie in [0, 1], got 2.0"),

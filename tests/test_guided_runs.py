@@ -13,7 +13,8 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import data, nets
 from ddpm_jax.cli import drawing
 from ddpm_jax.cli.flags import load_preset
-from ddpm_jax.config import Classifier, Diffusion, Guidance, Sampling, UNet
+from ddpm_jax.config import Classifier, Diffusion, Distill, Guidance, Sampling, UNet
+from ddpm_jax.diffusion import schedules
 from ddpm_jax.training import checkpoint, guided, report, run
 from ddpm_jax.training import draw as draw_lib
 from ddpm_jax.training.draw import draw
@@ -183,6 +184,10 @@ def test_a_network_without_classes_draws_those_of_its_classifier(classifier):
             "0 < LOW < HIGH, finite, for a ramp, got 0.0 1.0",
         ),
         ({"guidance_ramp": "liner"}, "--sampling.guidance-ramp: there is no 'liner', did you mean 'linear'"),
+        ({"guidance_interval": (1.0, 2.0)}, "-interval 1.0 2.0 has no part without --sampling.guidance$"),
+        ({"guidance_ramp": "linear"}, "--sampling.guidance-ramp linear has no part without --sampling.guidance$"),
+        ({"classifier_weight": 3.0}, "--sampling.classifier-weight 3.0 has no part without --sampling.classifier$"),
+        ({"autoguidance_weight": 3.0}, "-weight 3.0 has no part without --sampling.autoguidance$"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_a_run(tiny, guidance, message):
@@ -212,6 +217,30 @@ def test_runs_that_do_not_fit_are_refused(tiny, classifier, tmp_path):
         guided.denoiser(never, state.ema, Guidance(guidance=2.0))
     with pytest.raises(ValueError, match="it takes no guidance"):
         sample.main([str(workdir), "--guidance", "2", "--interpolate", "1", "--steps", "4"])
+
+
+def test_what_is_led_away_from_must_mean_the_same(tiny, monkeypatch):
+    """A consistency function says another thing than a denoiser, and a mean is one of its own schedule."""
+    _, parts, state = tiny
+    other = parts
+    monkeypatch.setattr(guided, "_newest", lambda folder: 8)
+    monkeypatch.setattr(guided, "_read", lambda folder, step: (other, None))
+    distilled = dataclasses.replace(parts.config, distill=Distill(method="consistency_training"))
+    other = dataclasses.replace(parts, config=distilled)
+    with pytest.raises(ValueError, match="--autoguidance of a consistency function needs another"):
+        guided.denoiser(parts, state.ema, Guidance(autoguidance="other"))
+    of_mean = dataclasses.replace(parts.config.diffusion, prediction="mean")
+    parts = dataclasses.replace(parts, config=dataclasses.replace(parts.config, diffusion=of_mean))
+    other = dataclasses.replace(parts, schedule=schedules.cosine(40))
+    with pytest.raises(ValueError, match=r"of the mean needs another of the same --diffusion\.schedule"):
+        guided.denoiser(parts, state.ema, Guidance(autoguidance="other"))
+
+
+def test_a_network_that_enlarges_images_takes_no_guidance_in_any_program():
+    config = dataclasses.replace(CONFIG, net=dataclasses.replace(CONFIG.net, enlarges=2, label_dropout=0.1))
+    parts = run.build(config, to_train=False)
+    with pytest.raises(ValueError, match="it takes no guidance"):
+        draw_lib.way(parts, by(guidance=2.0))
 
 
 def test_shapes_and_classes_must_be_the_networks(classifier):

@@ -97,6 +97,19 @@ def test_a_network_of_v_is_preconditioned_already(schedule):
     np.testing.assert_allclose(wrap(of_v(odd), schedule, edm(1.0))(X, schedule.times[t]), x_0, atol=1e-5)
 
 
+def test_where_a_process_has_no_signal_the_network_says_the_image_in_deviations():
+    """At the start of flow alpha is 0 and sigma / alpha has no end: skip is 0, out sigma_data and size 1."""
+    for setting in (edm(0.7), consistency(0.002, 0.7)):
+        time = jnp.full(3, 1000.0)
+        np.testing.assert_allclose(wrap(odd, PROCESSES["flow"], setting)(X, time), 0.7 * odd(X, time), rtol=1e-6)
+        np.testing.assert_allclose(target(PROCESSES["flow"], setting, X, 3 * X, time), X / 0.7, rtol=1e-6)
+
+
+def test_a_schedule_is_given_itself_for_its_process_tells_other_times():
+    with pytest.raises(ValueError, match="along must be the schedule itself"):
+        wrap(odd, processes.of_schedule(schedules.linear(50)), edm())(X, jnp.zeros(3))
+
+
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_the_weighting_of_edm_is_the_plain_squared_error_of_the_network(sigma_data):
     """k on x_0 times the square of out is 1 (Karras et al. 2022, Eq. 8)."""

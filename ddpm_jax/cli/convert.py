@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -45,8 +45,8 @@ class Write:
 
     raw: bool = False
     """Use the weights of the last step, not their average over training."""
-    checkpoint: int | None = None
-    """The step to read; the newest if not given."""
+    checkpoint: int | Literal["best"] | None = None
+    """The step to read, or best (of those that training evaluated); the newest if not given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

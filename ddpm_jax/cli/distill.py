@@ -43,6 +43,9 @@ def main(args: list[str]) -> None:
         workdir=workdir.parent / f"{workdir.name}_{method}", config=distill.default(method, theirs, str(workdir))
     )
     asked = flags.parse(Flags, rest, prog=f"distill {name} {method}", default=default)
+    for count in ("start_steps", "end_steps"):
+        if method != "progressive" and getattr(asked, count) != getattr(default, count):
+            raise ValueError(f"--{count.replace('_', '-')} {getattr(asked, count)} has no part in {method}")
     runs = [(asked.config, asked.workdir)]
     if method == "progressive":
         runs = list(distill.halvings(asked.config, asked.workdir, start=asked.start_steps, end=asked.end_steps))

@@ -147,7 +147,7 @@ def halfway(of: Drawing, t: float | None) -> float:
         raise ValueError("--interpolate draws mixtures, which are of no class to be led to: it takes no guidance")
     if t is not None and not 0 <= t <= last:
         raise ValueError(f"--interpolate-from must lie in 0 .. {last}, got {t}")
-    return float(chosen.times[chosen.num_steps // 2]) if t is None else t
+    return float(chosen.times[(chosen.times.size - 1) // 2]) if t is None else t
 
 
 def interpolation(of: Drawing, *, pairs: int, t: float, num: int = 9) -> None:

@@ -11,7 +11,7 @@ class Editing:
 
     edit: str = ""
     """Edit real images, and draw nothing else: inpaint, colourise, deblur, superresolve, sdedit, invert, interpolate or
-    cascade. The picture is OUT_EDIT.png."""
+    cascade. The picture is OUT_EDIT.png. invert and interpolate walk by ddim, whatever the sampler."""
     image: tuple[str, ...] = ("0",)
     """The images to edit: numbers of the run's data (see --data-split), or files, which are brought to its shape."""
     data_split: str = ""
@@ -43,3 +43,33 @@ class Editing:
     """For cascade: the folder of the run that draws the small images."""
     augment: float = 0.1
     """For networks of --net.enlarges: how far up the schedule the small image is noised, 0 to 1."""
+
+
+TASKS = {
+    "inpaint": ("versions", "method", "mask"),
+    "colourise": ("versions", "method"),
+    "deblur": ("versions", "method", "blur"),
+    "superresolve": ("versions", "method", "factor"),
+    "sdedit": ("versions", "strength"),
+    "invert": ("to_label",),
+    "interpolate": (),
+    "cascade": ("versions", "base", "augment"),
+}
+"""The flags that have a part in each task, besides --image and --data-split."""
+METHODS = {"replace": (), "repaint": ("jump", "resamples"), "dps": ("noise", "scale"), "pigdm": ("noise",)}
+"""Those that a method adds."""
+
+
+def unused(asked: Editing, *, enlarges: bool) -> str:
+    """The first flag that was given, and has no part in the task or its method; empty if there is none."""
+    takes = TASKS.get(asked.edit)
+    if takes is None:
+        return ""
+    if "method" in takes and enlarges:
+        takes = ("versions", "augment")
+    elif "method" in takes:
+        takes += METHODS.get(asked.method or ("repaint" if asked.edit == "inpaint" else "pigdm"), tuple(vars(asked)))
+    for name, value in vars(asked).items():
+        if name not in ("edit", "image", "data_split", *takes) and value != getattr(Editing(), name):
+            return f"--{name.replace('_', '-')} {value}"
+    return ""

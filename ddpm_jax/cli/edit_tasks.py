@@ -156,7 +156,11 @@ def superresolve(task: Task) -> list[Column]:
     """Means of squares, and images that they could come from."""
     if own := networks.enlarges(task.of.parts.config.net):
         small = np.asarray(cascade.shrink(task.images, own))
-        return [("image", task.images), ("small", _enlarged(small, own)), *task.versions(_made_large(task, small))]
+        return [
+            ("image", task.images),
+            ("small", _enlarged(small, own)),
+            *task.versions(_made_large(task, small, task.key)),
+        ]
     factor = task.asked.factor
     return _inverse(task, inverse.average_pool(factor), shown=lambda y: _enlarged(y, factor))
 
@@ -170,11 +174,12 @@ def sdedit(task: Task) -> list[Column]:
     strength = task.asked.strength
     if not 0 <= strength <= 1:
         raise ValueError(f"--strength must lie in [0, 1], got {strength}")
-    walked = round(strength * task.way.num_steps)
-    times = task.way.times[task.way.num_steps - walked :]
+    steps = task.way.times.size - 1  # also of a sampler that takes its own between the ends
+    walked = round(strength * steps)
+    times = task.way.times[steps - walked :]
     options = task.options(times=times)
     drawn = editing.sdedit(task.key, task.denoise, task.schedule, task.each(task.images), **options)
-    print(f"noised to t = {times[0]:g}, {walked} of {task.way.num_steps} steps from the image")
+    print(f"noised to t = {times[0]:g}, {walked} of {steps} steps from the image")
     return [("image", task.images), *task.versions(drawn)]
 
 
@@ -218,10 +223,10 @@ def interpolate(task: Task, num: int = 9) -> list[Column]:
     return [("image", images[::2]), *between, ("image", images[1::2])]
 
 
-def _made_large(task: Task, small: np.ndarray) -> np.ndarray:
+def _made_large(task: Task, small: np.ndarray, key: jax.Array) -> np.ndarray:
     """What a network that enlarges images makes of `versions` of each of small [N, h, w, C]."""
     return cascade.super_resolve(
-        task.key,
+        key,
         task.denoise,
         task.schedule,
         task.each(small),
@@ -247,7 +252,9 @@ def cascaded(task: Task) -> list[Column]:
     if num_classes(task.of.parts.config):
         raise ValueError("--edit cascade needs a network without classes: those of --base aren't known")
     small, _ = draw(parts, state.ema, seed=task.of.seed, num=count, settings=parts.config.sampling)
-    large = _made_large(dataclasses.replace(task, asked=dataclasses.replace(task.asked, versions=1)), small)
+    # A key of its own: the key of what noises the first small image would be that of the noise it was drawn from.
+    key, alone = jax.random.fold_in(task.key, editing.APART), dataclasses.replace(task.asked, versions=1)
+    large = _made_large(dataclasses.replace(task, asked=alone), small, key)
     shown = np.stack([_enlarged(small, factor), large], axis=1)
     return [(f"{i + 1}", pair) for i, pair in enumerate(shown)]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ddpm_jax import data, networks
 from ddpm_jax.cli.drawing import Drawing
-from ddpm_jax.cli.edit_flags import Editing
+from ddpm_jax.cli.edit_flags import Editing, unused
 from ddpm_jax.cli.edit_tasks import TASKS, Task, read_file
 from ddpm_jax.figures import pictures
 from ddpm_jax.records import pick
@@ -25,6 +25,9 @@ def edit(of: Drawing, asked: Editing) -> None:
     work = pick(TASKS, asked.edit, "--edit")
     if networks.enlarges(of.parts.config.net) and asked.edit not in ("superresolve", "cascade"):
         raise ValueError(f"--edit must be superresolve or cascade for a network that enlarges images, got {asked.edit}")
+    if flag := unused(asked, enlarges=networks.enlarges(of.parts.config.net) > 0):
+        by = f" --method {asked.method}" if asked.method else ""
+        raise ValueError(f"{flag} has no part in --edit {asked.edit}{by}")
     if asked.versions < 1:
         raise ValueError(f"--versions must be at least 1, got {asked.versions}")
     chosen = way(of.parts, of.settings, under="--")
@@ -52,7 +55,7 @@ def edit(of: Drawing, asked: Editing) -> None:
 def read(parts: Parts, asked: Editing) -> tuple[np.ndarray, np.ndarray | None]:
     """The images [N, H, W, C] that --image names, in [-1, 1], and their classes where all are known, int [N]."""
     config = parts.config.data
-    numbers = [int(name) for name in asked.image if name.isdigit()]
+    numbers = [int(name) for name in asked.image if name.isdecimal()]
     source = None
     if numbers:
         source = data.load(dataclasses.replace(config, split=asked.data_split or config.split))
@@ -60,7 +63,7 @@ def read(parts: Parts, asked: Editing) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError(f"--image must lie in 0 .. {len(source) - 1} of the run's data, got {max(numbers)}")
     found, labels = [], []
     for name in asked.image:
-        if source is not None and name.isdigit():
+        if source is not None and name.isdecimal():
             found.append(np.asarray(source.images[np.array([int(name)])])[0])
             labels += [] if source.labels is None else [int(source.labels[np.array([int(name)])][0])]
         else:

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -49,8 +49,8 @@ class Flags:
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     raw: bool = False
     """Use the weights of the last step, not their average over training."""
-    checkpoint: int | None = None
-    """The step to read; the newest if not given."""
+    checkpoint: int | Literal["best"] | None = None
+    """The step to read, or best (of those that training evaluated); the newest if not given."""
     launch: Launch = Launch()
 
 

@@ -1,20 +1,28 @@
-"""Pictures of the process itself: python -m ddpm_jax.cli.explain PRESET [--out DIR]
+"""Pictures of the process itself: python -m ddpm_jax.cli.explain PRESET [--out DIR] [--exact]
 
 No network and no training: real images walked to noise, and back by the exact posterior q(x_{t-1} | x_t, x_0), which is
 what a network learns to do without knowing x_0; the curves of every schedule; and what weightings make of
-them.
+them. With --exact also what the best network would say, in worlds where that is known.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ddpm_jax.cli import flags
 from ddpm_jax.config import Config
+
+if TYPE_CHECKING:  # JAX is loaded once the flags are read
+    from ddpm_jax.diffusion.schedules import Schedule
+
+MOST_IMAGES, MOST_VALUES = 2000, 2**22
+"""Of a set that --exact takes for all there is."""
+PATHS, FRAMES = 12, 51
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +34,14 @@ class Flags:
     images: int = 3
     """How many images of the data set to walk with."""
     frames: int = 8
+    exact: bool = False
+    """Draw, too, what is known of small worlds: what predictions ask for, what x_t leaves open, a step back, score."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
-        print("python -m ddpm_jax.cli.explain PRESET [--out DIR] [--images N] [--frames N] ...")
+        print("python -m ddpm_jax.cli.explain PRESET [--out DIR] [--images N] [--frames N] [--exact] ...")
         sys.exit(0)
     preset, *rest = args
     default = Flags(out=Path("explained") / Path(preset).stem, config=flags.load_preset(preset))
@@ -84,6 +94,58 @@ def _draw(asked: Flags) -> None:
         "wrote forward.png, reverse_known_x0.png, schedules.png, schedule.png, weightings.png and factors.png into "
         f"{asked.out}"
     )
+    if asked.exact:
+        _draw_exact(asked, schedule)
+
+
+def _draw_exact(asked: Flags, schedule: "Schedule") -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ddpm_jax import data, sampling
+    from ddpm_jax.diffusion.forward import q_step
+    from ddpm_jax.figures import explained, pictures, plots
+
+    config, last = asked.config, schedule.num_steps - 1
+    most = max(asked.images, min(MOST_IMAGES, MOST_VALUES // math.prod(config.data.shape)))
+    images = data.batch_at(data.load(config.data), seed=config.seed, step=0, batch_size=most).images
+    images = np.asarray(images)
+    plots.save(explained.predictions(schedule, images), asked.out / "predictions.png")
+    places = [round(part * last) for part in (0.1, 0.3, 0.5, 0.7, 1.0)]
+    pictures.save_png(asked.out / "one_to_many.png", explained.one_to_many(schedule, images, places))
+
+    middle = round(0.3 * last)
+    steps = [max(1, middle // parts) for parts in (1000, 6, 2)]
+    plots.save(explained.step_back(schedule, middle, steps), asked.out / "step_back.png")
+    plots.save(explained.score(schedule, [round(part * last) for part in (0.05, 0.2, 0.4)]), asked.out / "score.png")
+
+    key_x, key_eps, key_back = jax.random.split(jax.random.key(config.seed), 3)
+    x_0 = jax.random.rademacher(key_x, (PATHS, 1), jnp.float32)
+
+    def on(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        eps = jax.random.normal(jax.random.fold_in(key_eps, t), x.shape)
+        x = q_step(schedule, x, jnp.full(len(x), t), eps)
+        return x, x
+
+    _, there = jax.lax.scan(on, x_0, jnp.arange(schedule.num_steps))
+    done = sampling.frame_steps(schedule.num_steps, FRAMES)
+    walks = {"forward": np.concatenate([x_0[None], there])[done][::-1, :, 0]}
+    for title, sampler in (("reverse SDE", sampling.build("euler_maruyama")), ("reverse, no noise", sampling.ddim())):
+        _, path = sampling.sample_path(
+            key_back,
+            explained.two_points(schedule),
+            schedule,
+            shape=(1,),
+            num=PATHS,
+            batch_size=PATHS,
+            sampler=sampler,
+            clip=False,
+            frames=FRAMES,
+        )
+        walks[title] = np.asarray(path.x_t)[..., 0]
+    plots.save(explained.paths(walks, last - done), asked.out / "paths.png")
+    print(f"and predictions.png, one_to_many.png, step_back.png, score.png and paths.png into {asked.out}")
 
 
 def _titles(done: Iterable[int]) -> list[str]:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_jax import files, records
 from ddpm_jax.cli import flags
@@ -54,8 +54,8 @@ class Flags:
     seed: int = 0
     raw: bool = False
     """Use the weights of the last step, not their average over training."""
-    checkpoint: int | None = None
-    """The step to read; the newest if not given."""
+    checkpoint: int | Literal["best"] | None = None
+    """The step to read, or best (of those that training evaluated); the newest if not given."""
     launch: Launch = Launch()
 
 

@@ -143,7 +143,7 @@ def there_and_back(times: Sequence[float] | np.ndarray, *, jump: int = 10, resam
         resamples: how often each stretch is walked; 1 changes nothing.
 
     Raises:
-        ValueError: for times that don't fall, or a count below 1.
+        ValueError: for times that don't fall, a count below 1, or a jump for which there is no room.
     """
     places = np.asarray(times, np.float64)
     if places.ndim != 1 or places.size < 2 or not (np.diff(places) < 0).all():
@@ -151,6 +151,8 @@ def there_and_back(times: Sequence[float] | np.ndarray, *, jump: int = 10, resam
     if jump < 1 or resamples < 1:
         raise ValueError(f"jump and resamples must be at least 1, got {jump} and {resamples}")
     levels = places.size - 1
+    if resamples > 1 and jump >= levels:
+        raise ValueError(f"jump must be below the number of steps, {levels}, for there to be one; got {jump}")
     left = dict.fromkeys(range(0, levels - jump, jump), resamples - 1)
     above, way = levels - 1, [levels - 1]  # counted from the least noisy level, 0; -1 is the image
     while above >= 0:

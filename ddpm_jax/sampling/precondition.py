@@ -84,6 +84,8 @@ def _levels(along: Schedule | Process) -> Callable[..., tuple[jax.Array, jax.Arr
     """(time) -> alpha, sigma and s, as `along` has them where a network is told `time`."""
     if isinstance(along, Schedule):
         return _of_table
+    if along.steps is not None:
+        raise ValueError("along must be the schedule itself, not the process that is made of it")
 
     def of_process(time: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         t = jnp.exp(4 * time) if along.name == "edm" else time / 1000
@@ -105,7 +107,8 @@ def _read(setting: Preconditioning, along: Process | None) -> Callable[..., Coef
 
     def read(tables: tuple[jax.Array, ...], time: jax.Array, x: jax.Array) -> Coefficients:
         alpha, sigma, s = of(time, *tables)
-        coefficients = setting.at(alpha, sigma, above=alpha * (s - setting.sigma_min))
+        above = jnp.where(alpha == 0, sigma, alpha * (s - setting.sigma_min))  # without signal s has no end
+        coefficients = setting.at(alpha, sigma, above=above)
         return jax.tree.map(lambda values: per_image(values, x).astype(x.dtype), coefficients)
 
     return read

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, nets
+from ddpm_jax import data, nets, networks
+from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
 from ddpm_jax.evaluation import likelihood
 from ddpm_jax.evaluation.likelihood import Likelihood, PerBatch
-from ddpm_jax.training import mesh, run
+from ddpm_jax.training import distill_loss, mesh, run
 from ddpm_jax.training.run import Parts
 from ddpm_jax.training.state import State
 
@@ -30,7 +31,12 @@ def bound(
     Args:
         num_t: how many t are drawn an image; 0 for all of a schedule, in continuous time 8.
         variance: of the step back; the run's own if empty. Like clip and decoder it has no part in continuous time.
+
+    Raises:
+        ValueError: for a network that has no bound: one of few steps, or one that is shown a smaller image.
     """
+    if why := boundless(parts.config):
+        raise ValueError(f"this run's network {why}, and has no bound in bits per dimension")
     key, config = jax.random.key(seed), parts.config.diffusion
     if config.objective == "continuous":
         curve = run.curve(parts, state.noise)
@@ -41,6 +47,15 @@ def bound(
         per_batch = likelihood.estimated(key, parts.schedule, num_t=num_t, prediction=config.prediction, **reading)
         return per_batch, f"{num_t} t an image", reading
     return likelihood.whole(key, parts.schedule, prediction=config.prediction, **reading), "every t", reading
+
+
+def boundless(config: Config) -> str:
+    """Why the bound says nothing of a run's network; empty if it does."""
+    if distill_loss.jumps(config):
+        return "is a consistency function, no denoiser"
+    if networks.enlarges(config.net):
+        return "enlarges images that it is shown"
+    return "is a classifier" if isinstance(config.net, networks.Classifier) else ""
 
 
 def over(

@@ -1,17 +1,22 @@
 """Orbax checkpoints of a run: written in the background, whole or absent, the newest and some old ones kept."""
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from ddpm_jax import files
 from ddpm_jax.training import processes
 from ddpm_jax.training.state import State
+
+# Orbax says of each checkpoint without a score that it has none.
+logging.getLogger("absl").addFilter(lambda record: "tracked_metric" not in record.getMessage())
 
 Manager = ocp.CheckpointManager
 TRASH = "deleted"
@@ -20,7 +25,12 @@ TRASH = "deleted"
 
 @contextlib.contextmanager
 def open_folder(
-    folder: files.Place, *, keep_last: int | None = 3, keep_every: int = 0, read_only: bool = False
+    folder: files.Place,
+    *,
+    keep_last: int | None = 3,
+    keep_every: int = 0,
+    keep_best: int = 0,
+    read_only: bool = False,
 ) -> Iterator[Manager]:
     """The checkpoints of a run; waits for a save in progress on the way out.
 
@@ -28,11 +38,13 @@ def open_folder(
         folder: made if it isn't there. What a killed save left behind is cleared away.
         keep_last: how many of the newest stay; all if None.
         keep_every: those whose step is a multiple of it stay too; 0 for none.
+        keep_best: of those saved with a score so many stay too, of the lowest ones.
         read_only: leave everything as it is, a save in progress of another process too.
     """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep_last,
-        keep_period=keep_every or None,
+        preservation_policy=_kept(keep_last, keep_every, keep_best),
+        best_fn=_score,
+        best_mode="min",
         create=not read_only,
         cleanup_tmp_directories=not read_only,
         todelete_subdir=None if read_only else TRASH,
@@ -48,6 +60,23 @@ def open_folder(
             _empty_trash(manager)
 
 
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
+
+
+def _kept(last: int | None, every: int, best: int) -> policies.PreservationPolicy:
+    """What stays of the checkpoints of a run."""
+    if last is None:
+        return policies.PreserveAll()
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(n=last)]
+    if every:
+        kept.append(policies.EveryNSteps(interval_steps=every))
+    if best:
+        lowest = {"reverse": True, "keep_checkpoints_without_metrics": False}
+        kept.append(policies.BestN(get_metric_fn=_score, n=best, **lowest))
+    return policies.AnyPreservationPolicy(kept)
+
+
 def newest(folder: files.Place) -> int:
     """The step of the newest checkpoint in a run's folder, 0 if there is none; nothing is touched."""
     if not files.is_dir(folder):
@@ -56,9 +85,12 @@ def newest(folder: files.Place) -> int:
         return manager.latest_step() or 0
 
 
-def save(manager: Manager, state: State) -> None:
-    """Start to write the state under its step; training goes on meanwhile. A step that is there already stays."""
-    save_tree(manager, int(state.step), _filled(state))
+def save(manager: Manager, state: State, score: float | None = None) -> None:
+    """Start to write the state under its step; training goes on meanwhile. A step that is there already stays.
+
+    `score` says how good it is, for `keep_best` and "best": lower is better.
+    """
+    save_tree(manager, int(state.step), _filled(state), score)
 
 
 def save_many(manager: Manager, step: int, states: Mapping[str, State]) -> None:
@@ -66,12 +98,12 @@ def save_many(manager: Manager, step: int, states: Mapping[str, State]) -> None:
     save_tree(manager, step, {name: _filled(state) for name, state in states.items()})
 
 
-def save_tree(manager: Manager, step: int, tree: dict[str, Any]) -> None:
+def save_tree(manager: Manager, step: int, tree: dict[str, Any], score: float | None = None) -> None:
     """`save`, of arrays by name."""
     if step not in manager.all_steps():
         manager.wait_until_finished()
         _empty_trash(manager)
-        manager.save(step, args=ocp.args.StandardSave(tree))
+        manager.save(step, args=ocp.args.StandardSave(tree), metrics=None if score is None else {"score": score})
 
 
 def _empty_trash(manager: Manager) -> None:
@@ -79,8 +111,10 @@ def _empty_trash(manager: Manager) -> None:
         shutil.rmtree(os.fspath(manager.directory / TRASH), ignore_errors=True)
 
 
-def restore(manager: Manager, like: State, *, step: int | None = None) -> State:
+def restore(manager: Manager, like: State, *, step: int | Literal["best"] | None = None) -> State:
     """Read a checkpoint, the newest unless `step` says which, onto the devices that `like`'s leaves name.
+
+    "best" is that of the lowest score.
 
     `like` is the state's shapes, dtypes and shardings (`Parts.abstract`).
 
@@ -97,9 +131,13 @@ def restore_many(manager: Manager, like: Mapping[str, State], *, step: int | Non
     return {name: State(**fields) for name, fields in found.items()}
 
 
-def restore_tree(manager: Manager, like: dict[str, Any], step: int | None) -> dict[str, Any]:
+def restore_tree(manager: Manager, like: dict[str, Any], step: int | Literal["best"] | None) -> dict[str, Any]:
     """`restore`, of what `save_tree` wrote."""
     steps = sorted(manager.all_steps())
+    if step == "best" and (step := manager.best_step()) is None:
+        raise FileNotFoundError(
+            f"{manager.directory} has no evaluated checkpoint: train with --run.evaluate-every, or name one of {steps}"
+        )
     step = manager.latest_step() if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{manager.directory} has no checkpoint {'' if step is None else step}: found {steps}")

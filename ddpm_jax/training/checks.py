@@ -17,7 +17,8 @@ def intervals(config: Config) -> dict[str, int]:
         "--run.sample-every": run.sample_every,
         "--run.checkpoint-every": run.checkpoint_every,
     }
-    return every | ({"--run.gradients-every": run.gradients_every} if run.gradients_every else {})
+    seldom = {"--run.gradients-every": run.gradients_every, "--run.evaluate-every": run.evaluate_every}
+    return every | {flag: steps for flag, steps in seldom.items() if steps}
 
 
 def numbers(config: Config) -> None:
@@ -34,6 +35,7 @@ def numbers(config: Config) -> None:
         "--run.num-samples": run.num_samples,
         "--run.preview-steps": run.preview_steps,
         "--run.keep-last": run.keep_last,
+        "--run.evaluate-num": run.evaluate_num,
         **several,
     }
     for name, value in counts.items():
@@ -44,8 +46,14 @@ def numbers(config: Config) -> None:
             raise ValueError(
                 f"{name} must be a multiple of --run.steps-per-dispatch {run.steps_per_dispatch}, got {value}"
             )
-    if run.keep_every < 0:
-        raise ValueError(f"--run.keep-every must be 0 or more, got {run.keep_every}")
+    for name, value in (("--run.keep-every", run.keep_every), ("--run.keep-best", run.keep_best)):
+        if value < 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}")
+    if run.evaluate_every % run.checkpoint_every:
+        raise ValueError(
+            f"--run.evaluate-every must be a multiple of --run.checkpoint-every {run.checkpoint_every}, for it says "
+            f"which checkpoint is best, got {run.evaluate_every}"
+        )
     if not 0 <= run.bins <= MOST_BINS:
         raise ValueError(f"--run.bins must lie in 0 .. {MOST_BINS}, got {run.bins}")
     if run.gradients_every:

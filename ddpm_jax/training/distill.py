@@ -13,7 +13,7 @@ import jax
 from ddpm_jax import files, records
 from ddpm_jax.config import Config, Diffusion, Distill, Sampling
 from ddpm_jax.diffusion import reverse
-from ddpm_jax.training import run
+from ddpm_jax.training import distill_loss, run
 from ddpm_jax.training.run import Parts
 
 SAME = ("data.shape", "net.", "diffusion.")
@@ -53,6 +53,11 @@ def teacher_of(parts: Parts) -> Any | None:
         raise ValueError(
             f"--distill.teacher {given.teacher} learned its schedule or its variance, which a student can't take over"
         )
+    if distill_loss.jumps(theirs):
+        raise ValueError(
+            f"--distill.teacher {given.teacher} is of --distill.method {theirs.distill.method}: it jumps to the "
+            "end of a path, and is no denoiser whose steps a student could take"
+        )
     changed = records.differences(theirs, parts.config)
     wrong = [
         f"--{name} {old!r} of the teacher, {new!r} here"
@@ -77,6 +82,7 @@ def _of_student(theirs: Config, given: Distill, steps: int) -> Config:
         checkpoint_every=min(settings.checkpoint_every, steps),
         log_every=min(settings.log_every, steps),
         gradients_every=0,
+        evaluate_every=0,
         ema_snapshot_every=0,
     )
     optimizer = dataclasses.replace(
@@ -108,7 +114,7 @@ def _of_few_levels(theirs: Config, given: Distill) -> Config:
 
 
 def _consistency(theirs: Config, teacher: str) -> Config:
-    """18 levels throughout, as many as EDM's sampler takes (Song et al. 2023, Sec. 6.1)."""
+    """18 steps throughout, between 19 levels; Song et al. 2023, Sec. 6.1, take 18 levels, as EDM's sampler does."""
     return _of_few_levels(theirs, Distill(method="consistency", teacher=teacher, levels=(18, 18)))
 
 

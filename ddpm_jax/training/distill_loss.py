@@ -145,9 +145,14 @@ def remember(history: dict[str, Any], terms: LossTerms) -> dict[str, Any]:
     return moved
 
 
+def jumps(config: Config) -> bool:
+    """Is a run's network a consistency function? Then it isn't the denoiser that its prediction says it is."""
+    return "levels" in METHODS.get(config.distill.method, ())
+
+
 def as_sampled(config: Config, schedule: Schedule, denoise: Denoiser) -> tuple[Denoiser, str]:
     """A run's network as it is to be sampled, and what it then says: a consistency function says x_0."""
-    if "levels" not in METHODS.get(config.distill.method, ()):
+    if not jumps(config):
         return denoise, config.diffusion.prediction
     setting = precondition.consistency(_ends(schedule)[0], sigma_data=1.0)
     return precondition.wrap(precondition.of_v(denoise), schedule, setting), "x0"

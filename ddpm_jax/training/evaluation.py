@@ -91,7 +91,7 @@ def evaluate(
         ValueError: for what can't be measured, naming the flag.
     """
     begun = time.perf_counter()
-    kinds = _check(parts, task)
+    kinds = check(parts, task)
     stored = statistics.read(task.reference) if task.reference else None
     sources = {} if stored else evaluation_sets.sources(task.data, task.held_out)
     if images is not None and tuple(images.shape[1:]) != tuple(task.data.shape):
@@ -164,7 +164,7 @@ def write_reference(parts: Parts, task: Task, workdir: files.Place, place: files
         ValueError: for a file that isn't to be an .npz, or what can't be measured.
     """
     files.suffix(place, [".npz"])
-    [kind, *_] = _check(parts, task)
+    [kind, *_] = check(parts, task)
     source = evaluation_sets.sources(task.data, "")["train"]
     where = (task.data, source, task.num_reference, workdir / FOLDER / "cache", task.batch_size, progress)
     [found] = evaluation_sets.of_source(parts, [kind], *where)
@@ -192,8 +192,12 @@ def plain(figure: Figure) -> dict[str, Any]:
     return said | {"floor": floor}
 
 
-def _check(parts: Parts, task: Task) -> list[Features]:
-    """The features, once all that can be is seen to be right."""
+def check(parts: Parts, task: Task) -> list[Features]:
+    """The features, once all that can be is seen to be right.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `evaluate`.
+    """
     if isinstance(parts.config.net, Classifier):
         raise ValueError("this run's network is a classifier, which draws no images")
     for flag, value, least in (
@@ -213,11 +217,9 @@ def _check(parts: Parts, task: Task) -> list[Features]:
     return kinds
 
 
-def _name(
-    config: Config, step: int, task: Task, kinds: Sequence[Features], num: int, images: np.ndarray | None
-) -> str:
+def _name(config: Config, step: int, task: Task, kinds: Sequence[Features], num: int, images: np.ndarray | None) -> str:
     """What a measurement's files are called: another name for every other measurement."""
-    given = "" if images is None else hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    given = "" if images is None else hashlib.sha256(images.tobytes()).hexdigest()
     about = {"step": step, "num": num, "task": records.to_dict(task), "given": given, "seed": config.seed}
     words = [str(step), "quick" if task.quick else "", "raw" if task.raw else "", "samples" if given else ""]
     words += [re.sub(r"[^A-Za-z0-9@.]+", "-", each.name) for each in kinds]
@@ -259,7 +261,7 @@ def _sure(kinds: Sequence[Features], samples: Found, sources: dict[str, Source],
 
 def _bits(parts: Parts, state: State, task: Task, held_out: Source | None, progress: Progress) -> list[Figure]:
     """The bound of held-out images: how well the network knows them, which no sampler changes."""
-    if held_out is None or not task.num_t or parts.config.distill.method or len(held_out) < 2:
+    if held_out is None or not task.num_t or bits.boundless(parts.config) or len(held_out) < 2:
         return []
     num = min(len(held_out), QUICK // 4 if task.quick else MOST)
     per_batch, how, _ = bits.bound(parts, state, seed=task.seed, num_t=task.num_t)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import files, nets
+from ddpm_jax import files, nets, networks
 from ddpm_jax.config import Classifier, Guidance, Sampling
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.record import Source
@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.forward import q_sample
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.records import pick
 from ddpm_jax.sampling import guidance, guidance_weights
-from ddpm_jax.training import checkpoint, run
+from ddpm_jax.training import checkpoint, distill_loss, run
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training.run import Parts
 from ddpm_jax.types import Denoiser
@@ -45,6 +45,9 @@ def check(parts: Parts, settings: Guidance, *, under: str = "--sampling.") -> No
         if not rises or (ramps and (ends[0] == 0 or ends[1] == math.inf)):
             wanted = "0 < LOW < HIGH, finite, for a ramp" if ramps else "0 <= LOW < HIGH"
             raise ValueError(f"{under}guidance-interval must be {wanted}, got {' '.join(map(str, ends))}")
+    _refuse_unused(settings, under)
+    if networks.enlarges(parts.config.net) and acts(settings):
+        raise ValueError("a network that enlarges images is led by the small ones: it takes no guidance")
     if settings.guidance == 1:
         if settings.guidance_rescale:
             raise ValueError(f"{under}guidance-rescale {settings.guidance_rescale} needs {under}guidance, got 1 (none)")
@@ -58,6 +61,19 @@ def check(parts: Parts, settings: Guidance, *, under: str = "--sampling.") -> No
             f"{under}guidance {settings.guidance} needs a network that was also trained without its class "
             "(--net.label-dropout), got one of 0"
         )
+
+
+def _refuse_unused(settings: Guidance, under: str) -> None:
+    needed = {
+        "classifier_weight": (bool(settings.classifier), "classifier"),
+        "autoguidance_weight": (bool(settings.autoguidance), "autoguidance"),
+        "guidance_interval": (acts(settings), "guidance"),
+        "guidance_ramp": (acts(settings), "guidance"),
+    }
+    for name, (used, by) in needed.items():
+        if not used and (given := getattr(settings, name)) != getattr(Guidance(), name):
+            told = " ".join(map(str, given)) if isinstance(given, tuple) else given
+            raise ValueError(f"{under}{name.replace('_', '-')} {told} has no part without {under}{by}")
 
 
 def within(settings: Sampling, workdir: files.Place) -> Sampling:
@@ -127,8 +143,12 @@ def _weight(weight: float, settings: Guidance, schedule: Schedule, *, none: floa
 
 
 def _retold(denoise: Denoiser, own: Schedule, schedule: Schedule) -> Denoiser:
-    same = own.num_steps == schedule.num_steps and np.array_equal(own.log_snr, schedule.log_snr)
-    return denoise if same and np.array_equal(own.times, schedule.times) else guidance.retold(denoise, own, schedule)
+    same = _alike(own, schedule) and np.array_equal(own.times, schedule.times)
+    return denoise if same else guidance.retold(denoise, own, schedule)
+
+
+def _alike(own: Schedule, schedule: Schedule) -> bool:
+    return own.num_steps == schedule.num_steps and np.array_equal(own.log_snr, schedule.log_snr)
 
 
 @functools.lru_cache(maxsize=4)
@@ -176,8 +196,10 @@ def _worse(name: str, parts: Parts) -> Denoiser:
     if run.num_classes(theirs) not in (0, run.num_classes(ours)):
         classes = run.num_classes(ours)
         raise ValueError(f"--autoguidance needs a network of {classes} classes or none, got {run.num_classes(theirs)}")
-    if ours.diffusion.prediction == "mean" and ours.diffusion.num_steps != theirs.diffusion.num_steps:
-        raise ValueError("--autoguidance of a network that predicts the mean needs the same --diffusion.num-steps")
+    if distill_loss.jumps(ours) != distill_loss.jumps(theirs):
+        raise ValueError("--autoguidance of a consistency function needs another, and of a denoiser a denoiser")
+    if ours.diffusion.prediction == "mean" and not _alike(other.schedule, parts.schedule):
+        raise ValueError("--autoguidance of a network of the mean needs another of the same --diffusion.schedule")
     worse = _retold(worse, other.schedule, parts.schedule)
     forgets = run.num_classes(ours) and not run.num_classes(theirs)
     return guidance.unconditional(worse) if forgets else worse

@@ -32,6 +32,7 @@ from ddpm_jax.training.run import (
 )
 from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep
+from ddpm_jax.training.watching import Watch, watch
 
 # What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
 FIXED = ("net.", "diffusion.", "distill.", "data.shape", "optimizer.name", "optimizer.ema_sigma_rels")
@@ -81,20 +82,23 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
     begun = checkpoint.newest(workdir / "checkpoints")
     _check_dispatches(config, begun)
     taught_by = None if begun else distill.teacher_of(parts)
+    evaluated = watch(parts, workdir)
     step_fn = make_train_step(parts) if program is None else program_lib.load(files.place(program), parts)
     _claim(config, workdir)
     run = config.run
     with (
         processes.stop_requests() as stop,  # to the very end: asked twice, a run still waits for its last save
         run_report.open_page(workdir, config) as tell,
-        checkpoint.open_folder(workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every) as manager,
+        checkpoint.open_folder(
+            workdir / "checkpoints", keep_last=run.keep_last, keep_every=run.keep_every, keep_best=run.keep_best
+        ) as manager,
     ):
         if manager.latest_step() is not None:
             state = checkpoint.restore(manager, parts.abstract())
         else:
             state = parts.init() if taught_by is None else parts.start_from(taught_by)
         tell(state)
-        return _steps(parts, source, workdir, manager, state, step_fn, stop, tell)
+        return _steps(parts, source, workdir, manager, state, step_fn, stop, tell, evaluated)
 
 
 def _steps(
@@ -106,6 +110,7 @@ def _steps(
     step_fn: TrainStep,
     asked_to_stop: Callable[[int], bool],
     tell: run_report.Tell,
+    evaluated: Watch | None,
 ) -> State:
     config, run = parts.config, parts.config.run
     start = int(state.step)
@@ -154,6 +159,11 @@ def _steps(
                 values |= report.of_gradients(jax.device_get(taken(state)), edges)
             if values:
                 write(done, values)
+            score = None
+            if evaluated is not None and done % run.evaluate_every == 0:
+                found, score = evaluated(state)
+                if found:
+                    write(done, found)
             # The picture first: a run killed in between takes these steps again, and draws it again.
             if ends or done % run.sample_every == 0:
                 preview(as_learned(parts, state), state.ema, done, workdir)
@@ -161,7 +171,7 @@ def _steps(
             if ends or stops or done % run.checkpoint_every == 0:
                 push_log()  # what a resume keeps of the log has no gap
                 finish_averages()  # nor has what it keeps of the averages
-                checkpoint.save(manager, state)
+                checkpoint.save(manager, state, score)
             if ends or stops or done % run.sample_every == 0 or done % run.checkpoint_every == 0:
                 tell(state)
             if stops:

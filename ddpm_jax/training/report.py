@@ -19,7 +19,8 @@ from ddpm_jax.training import processes
 from ddpm_jax.training.gradients import GradientStats
 
 Values = dict[str, Any]
-"""What a line says: numbers, each a curve in TensorBoard; lists stand in metrics.jsonl only."""
+"""What a line says: numbers, each a curve in TensorBoard; lists stand in metrics.jsonl only. `evaluation` holds figures
+by name, each {"value", "low", "high"}."""
 Write = Callable[[int, Values], None]
 Push = Callable[[], None]
 
@@ -104,13 +105,18 @@ def open_log(workdir: files.Place, start: int) -> Iterator[tuple[Write, Push]]:
             def write(step: int, values: Values) -> None:
                 lines.write(json.dumps({"step": step} | values) + "\n")
                 lines.flush()
-                for name, value in values.items():
-                    if not isinstance(value, list):
+                scalars = values | {f"evaluation/{name}": each["value"] for name, each in _figures(values).items()}
+                for name, value in scalars.items():
+                    if not isinstance(value, list | dict):
                         events.add_scalar(name, value, step)
                 events.flush()
                 push(PUSH_EVERY)
 
             yield write, push
+
+
+def _figures(values: Values) -> dict[str, dict[str, float]]:
+    return values.get("evaluation", {})
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -278,7 +278,7 @@ def as_learned(parts: Parts, state: State) -> Parts:
     return dataclasses.replace(parts, schedule=schedule)
 
 
-def load(workdir: str | os.PathLike, *, step: int | None = None) -> tuple[Parts, State]:
+def load(workdir: str | os.PathLike, *, step: int | Literal["best"] | None = None) -> tuple[Parts, State]:
     """A run's parts, to sample with, and its newest state, or that of `step`, from its folder alone.
 
     Raises:
