@@ -80,9 +80,9 @@ def finished(tmp_path_factory):
     """A run's folder, its state, and which snapshots were whole when each checkpoint began to be saved."""
     workdir, seen, save = tmp_path_factory.mktemp("runs") / "whole", {}, checkpoint.save
 
-    def looking(manager, state):
+    def looking(manager, state, score):
         seen[int(state.step)] = whole(workdir)
-        save(manager, state)
+        save(manager, state, score)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", looking)
@@ -138,8 +138,8 @@ import test_ema_snapshots as test
 from ddpm_jax.training import checkpoint, loop
 
 save = checkpoint.save_tree
-def save_and_die(manager, step, tree):
-    save(manager, step, tree)
+def save_and_die(manager, step, tree, *score):
+    save(manager, step, tree, *score)
     if manager.directory.name == "ema" and step == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 

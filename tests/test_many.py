@@ -20,7 +20,8 @@ from ddpm_jax.cli import evaluate, flags, likelihood
 workdir, out, *launch = sys.argv[1:]
 sample.main([workdir, "--num", "8", "--frames", "0", "--out", out + ".png", "--npz", out + ".npz", *launch])
 likelihood.main([workdir, "--num", "6", "--num-t", "3"])
-evaluate.main([workdir, "--num", "8"])
+few = ["--num-t", "3", "--num-reference", "40"]
+evaluate.main([workdir, "--num", "8", "--features", "pixels", *few])
 sys.argv = ["sample.py", workdir, "--label", "10"]
 flags.run(sample.main)
 """
@@ -35,7 +36,6 @@ def images(file):
         return packed["images"].astype(int)
 
 
-@pytest.mark.slow
 def test_two_processes_draw_and_measure_what_one_does(tiny_run, tmp_path, monkeypatch, capsys):
     """Image i depends on (seed, i) only, wherever it is drawn. Other shares of a batch sum in another order, to 1e-7 of
     a value in float32: that can turn one of 255 levels, and a figure's sixth digit.
@@ -61,11 +61,16 @@ def test_two_processes_draw_and_measure_what_one_does(tiny_run, tmp_path, monkey
     drawn, expected = images(tmp_path / "of_process_0.npz"), images(tmp_path / "of_one.npz")
     assert np.abs(drawn - expected).max() <= 1
     assert np.abs(expected[0] - expected[1]).max() > 50
-    for name in ("likelihood.json", "evaluation.json"):
-        found, expected = figures(tmp_path / "two", name), figures(tmp_path / "one", name)
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert found[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
+    found, expected = (figures(tmp_path / name, "likelihood.json") for name in ("two", "one"))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
+    [two], [one] = (list((tmp_path / name / "evaluation").glob("*.json")) for name in ("two", "one"))
+    assert two.name == one.name
+    for mine, theirs in zip(*(json.loads(file.read_text())["figures"] for file in (two, one)), strict=True):
+        assert mine["name"] == theirs["name"]
+        for key in ("value", "low", "high"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), mine["name"]
 
 
 def test_a_bound_in_continuous_time_does_not_depend_on_the_batches():

@@ -109,7 +109,6 @@ def test_only_the_report_of_a_lost_process_is_put_in_other_words(size):
     assert listen(REPORT) == first + "processes 2, 5 of 8 stopped answering within 20 s and are taken to be dead"
 
 
-@pytest.mark.slow
 def test_a_run_that_is_told_to_end_is_saved_and_ends_well(tmp_path):
     every = ["--run.log-every", "1", "--run.checkpoint-every", "4000", "--run.sample-every", "4000"]
     process = start(tmp_path / "run", "--steps", "4000", *every)

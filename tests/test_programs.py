@@ -1,6 +1,5 @@
 """The programs as a user meets them: files they write, and one line for what went wrong."""
 
-import json
 import runpy
 import sys
 
@@ -142,19 +141,6 @@ def test_averaged_weights_are_used_unless_raw_ones_are_asked_for(call, tiny_run,
     averaged = drawn(call, tiny_run[0], tmp_path / "a.npz", "--num", 2)
     raw = drawn(call, tiny_run[0], tmp_path / "b.npz", "--num", 2, "--raw")
     assert abs(averaged - raw).max() > 0
-
-
-def test_evaluate_prints_each_figure_beside_the_held_out_one(call, tiny_run, tmp_path, capsys):
-    drawn(call, tiny_run[0], tmp_path / "a.npz", "--num", 30)
-    capsys.readouterr()
-    assert call("ddpm_jax.cli.evaluate", tiny_run[0], "--samples", tmp_path / "a.npz") == 0
-    result = json.loads((tiny_run[0] / "evaluation.json").read_text())
-    (tiny_run[0] / "evaluation.json").unlink()
-    assert result["num_images"] == result["frechet_num_images"] == sum(result["by_class"]) == 30
-    assert result["sure_held_out"] == pytest.approx(0.76, abs=0.03)
-    assert result["frechet"] > result["frechet_floor"] > 0  # eight steps teach little
-    said = capsys.readouterr().out
-    assert f"{result['frechet']:.3f}   held-out {result['frechet_floor']:.3f}" in said
 
 
 def test_explain_draws_the_way_there_the_way_back_the_schedules_and_the_weightings(call, tmp_path, capsys):

@@ -92,7 +92,6 @@ def test_a_run_in_two_parts_ends_as_the_run_in_one(tiny_run, tmp_path):
     assert [line["step"] for line in records(workdir)] == [2, 4, 6, 8]
 
 
-@pytest.mark.slow
 def test_four_devices_train_as_one(program, tiny_run, tmp_path):
     """The loss of a batch is that of the whole batch wherever its parts lie; sums differ in their last bits only.
 
@@ -144,7 +143,6 @@ def test_skipping_counts_the_steps_it_skipped(tmp_path):
     assert sum(line["skipped"] for line in records(tmp_path / "a")) == 7
 
 
-@pytest.mark.slow
 def test_noise_net_trains_on_a_folder_of_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prints").mkdir()

@@ -1,6 +1,7 @@
 """Bits per dimension of a set of images, batch by batch: the bound whole, from a few t, or in continuous time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,8 @@ def over(
     if num < 2:
         raise ValueError(f"a likelihood with its standard error needs at least 2 images, got {num}")
     # One program a batch: several at once would each wait for the others' devices.
-    measure = jax.jit(per_batch)
+    once = isinstance(per_batch, jax.tree_util.Partial)
+    measure = functools.partial(_called, per_batch) if once else jax.jit(per_batch)
     of_image: dict[str, list[np.ndarray]] = {}
     sums: dict[str, np.ndarray] = {}
     for start in range(0, num, batch_size):
@@ -98,14 +100,26 @@ def _told(denoise: Denoiser, *labels: jax.Array) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(lambda denoise, labels, x_t, time: denoise(x_t, time, *labels), denoise, labels)
 
 
+@jax.jit
+def _called(per_batch: PerBatch, *batch: Any) -> dict[str, jax.Array]:
+    return per_batch(*batch)
+
+
 def whole(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
     """Every term of the bound: T evaluations an image. `options` are those of `bound.bits_per_dim`.
 
-    Image i's noise depends on i only.
+    Image i's noise depends on i only. Compiled once for equal options and shapes, as `estimated`.
     """
+    return jax.tree_util.Partial(_whole(tuple(sorted(options.items()))), key, schedule)
 
-    def per_batch(denoise: Denoiser, indices: jax.Array, images: jax.Array, *labels: jax.Array) -> dict[str, jax.Array]:
-        found = bound.bits_per_dim(key, schedule, _told(denoise, *labels), images, indices=indices, **options)
+
+@functools.cache
+def _whole(options: tuple[tuple[str, Any], ...]) -> PerBatch:
+    def per_batch(
+        key: jax.Array, schedule: Schedule, denoise: Denoiser, indices: jax.Array, images: jax.Array, *labels: jax.Array
+    ) -> dict[str, jax.Array]:
+        told = _told(denoise, *labels)
+        found = bound.bits_per_dim(key, schedule, told, images, indices=indices, **dict(options))
         rates, rmse = found.rate_distortion()  # the squares are averaged, so that the error is that of the whole set
         parts = {"prior": found.prior, "rate": found.rate, "distortion": found.distortion}
         return {"total": found.total, **parts, "terms": found.terms, "rates": rates, "squares": rmse**2}
@@ -118,10 +132,16 @@ def estimated(key: jax.Array, schedule: Schedule, **options: Any) -> PerBatch:
 
     Image i's noise and t depend on i only.
     """
+    return jax.tree_util.Partial(_estimated(tuple(sorted(options.items()))), key, schedule)
 
-    def per_batch(denoise: Denoiser, indices: jax.Array, images: jax.Array, *labels: jax.Array) -> dict[str, jax.Array]:
+
+@functools.cache
+def _estimated(options: tuple[tuple[str, Any], ...]) -> PerBatch:
+    def per_batch(
+        key: jax.Array, schedule: Schedule, denoise: Denoiser, indices: jax.Array, images: jax.Array, *labels: jax.Array
+    ) -> dict[str, jax.Array]:
         told = _told(denoise, *labels)
-        return {"total": bound.estimate(key, schedule, told, images, indices=indices, **options).total}
+        return {"total": bound.estimate(key, schedule, told, images, indices=indices, **dict(options)).total}
 
     return per_batch
 
