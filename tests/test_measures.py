@@ -62,6 +62,13 @@ def test_the_mean_of_several_pairs_is_surer_than_one():
     assert 0.5 < two / one < 0.95  # 1/sqrt(2)
 
 
+def test_shares_stay_between_0_and_1():
+    """All of the samples lie on training images: precision is 1, and so is the most that it can be."""
+    found = figures(np.tile(TRAIN[:200], (2, 1)))
+    for name in ("precision-x", "recall-x", "coverage-x"):
+        assert 0 <= found[name].estimate.low <= found[name].estimate.value <= found[name].estimate.high <= 1, name
+
+
 def test_the_score_is_of_the_logits():
     logits = 50 * np.eye(4)[np.arange(600) % 4].astype(np.float32)
     found = measures.against_images(of(SAMPLES[:400], logits[:400]), of(TRAIN, logits), None, name="x")

@@ -131,7 +131,7 @@ def _of_neighbours(
     # One pair is enough for the floor: these are the slowest figures.
     floor = None if others is None else manifold(np.asarray(pairs[0][1].features), np.asarray(others.features))
     for kind in ("precision", "recall", "density", "coverage"):
-        value = _mean([getattr(found, kind) for found in of_samples])
+        value = _mean([getattr(found, kind) for found in of_samples], share_of=0 if kind == "density" else n)
         yield _figure(f"{kind}-{name}", value, "higher", n, None if floor is None else getattr(floor, kind))
 
 
@@ -166,8 +166,11 @@ def _deal(samples: Extracted, train: Extracted, n: int, seed: int) -> Iterator[t
     return zip(_split(samples, n, seed), _split(train, n, seed + 1), strict=False)
 
 
-def _mean(found: Sequence[Estimate], *, paired: bool = True) -> Estimate:
-    """The mean of estimates from sets without overlap. If not `paired` all share one side, and its error with it."""
+def _mean(found: Sequence[Estimate], *, paired: bool = True, share_of: int = 0) -> Estimate:
+    """The mean of estimates from sets without overlap.
+
+    If not `paired` all share one side, and its error with it. Of shares, `share_of` images each, it is within 0 and 1.
+    """
     if len(found) == 1:
         return found[0]
     value = float(np.mean([each.value for each in found]))
@@ -176,5 +179,7 @@ def _mean(found: Sequence[Estimate], *, paired: bool = True) -> Estimate:
     if len(errors) < len(found):
         return estimate.interval(value, None, how)
     error = float(np.sqrt(np.mean(np.square(errors)) / (len(found) if paired else 1)))
+    if share_of:
+        return estimate.share(value, share_of * len(found), error, how)
     signed = any(each.low is None or each.low < 0 for each in found)
     return estimate.interval(value, error, how, lowest=-np.inf if signed else 0.0)
