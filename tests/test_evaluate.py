@@ -1,7 +1,11 @@
 """cli.evaluate as a user would call it, on the tiny run: figures, resumption, references, and what is refused."""
 
+import dataclasses
+import importlib
 import json
+import linecache
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +15,9 @@ from ddpm_jax import data
 from ddpm_jax.cli import evaluate, flags
 from ddpm_jax.config import Data
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
-from ddpm_jax.training import evaluation_sets
-from ddpm_jax.training.evaluation import quickly
+from ddpm_jax.evaluation.frechet import frechet_distance
+from ddpm_jax.training import draw, evaluation, evaluation_sets, run
+from ddpm_jax.training.evaluation_task import quickly
 
 PIXELS = ("--features", "pixels", "--num-t", "0")
 DIGITS = data.load(Data(source="digits"))
@@ -57,7 +62,7 @@ def test_training_images_given_as_samples_are_found_out(workdir, tmp_path):
     seen = stored(tmp_path / "seen.npz", DIGITS.images[:300])
     found, result = measured(workdir, "--samples", seen, *PIXELS)
     assert found["copies-pixels"]["value"] == 1
-    assert found["FD-pixels, as many as there are"]["value"] < found["FD-pixels"]["floor"]["value"]
+    assert found["farther-pixels"]["value"] == 0
     assert result["sampling"] is None
 
 
@@ -91,13 +96,13 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(workdir, monkeypatc
 
     monkeypatch.setattr(evaluation_sets.Drawer, "images", images)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.main([str(workdir), "--num", "20", *PIXELS])
+        evaluate.main([str(workdir), "--num", "20", "--batch-size", "8", *PIXELS])
     assert not list((workdir / "evaluation").glob("*.json"))
     again = []
     monkeypatch.setattr(
         evaluation_sets.Drawer, "images", lambda self, numbers: again.append(int(numbers[0])) or whole(self, numbers)
     )
-    resumed, _ = measured(workdir, "--num", 20, *PIXELS)
+    resumed, _ = measured(workdir, "--num", 20, "--batch-size", 8, *PIXELS)
     assert drawn == [0, 8]
     assert again[0] == 16
     shutil.rmtree(workdir / "evaluation")
@@ -117,9 +122,8 @@ def test_statistics_written_are_statistics_read(workdir, tmp_path, capsys):
     images = stored(tmp_path / "a.npz", UNSEEN.images)
     found, result = measured(workdir, "--samples", images, "--reference", tmp_path / "s.npz", "--features", "pixels")
     assert result["reference"] == {"what": str(tmp_path / "s.npz"), "num_images": 1500}
-    direct, _ = measured(workdir, "--samples", images, *PIXELS, "--held-out", "")
-    assert direct["FD-pixels"]["floor"] is None
-    assert found["FD-pixels"]["value"] == pytest.approx(1.2, abs=1.1)
+    direct = frechet_distance(*(np.asarray(each.images) / 127.5 - 1 for each in (UNSEEN, DIGITS)))
+    assert found["FD-pixels"]["value"] == pytest.approx(direct, rel=1e-4)
 
 
 def test_a_folder_of_pictures_can_be_measured(workdir, tmp_path):
@@ -142,6 +146,7 @@ def test_a_folder_of_pictures_can_be_measured(workdir, tmp_path):
         (["--samples", "{tmp}/one.npz", *PIXELS], "at least 2 samples, got 1"),
         (["--samples", "{tmp}/wide.npz", *PIXELS], r"--samples must be images of shape \(8, 8, 1\), got \(9, 9, 1\)"),
         (["--samples", "{tmp}/empty", *PIXELS], "empty"),
+        (["--reference", "{tmp}/fid.npz", "--features", "pixels"], "of 2048 features, pixels has 64; published"),
         (["--reference", "{tmp}/none.npz", "--features", "pixels"], "there is no file"),
         (["--reference", "a.npz", "--features", "pixels", "efficientnet"], "one kind of features, got 2"),
         (["--reference", "a.npz", "--write-reference", "b.npz"], "give one"),
@@ -151,14 +156,62 @@ def test_what_can_not_be_measured_is_refused_in_a_line(workdir, tmp_path, args, 
     stored(tmp_path / "one.npz", UNSEEN.images[:1])
     stored(tmp_path / "wide.npz", np.zeros((4, 9, 9, 1), np.uint8))
     (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "fid.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate.main([str(workdir), *(arg.format(tmp=tmp_path) for arg in args)])
 
 
-def test_a_quick_measurement_takes_few_steps_of_any_network():
-    for prediction in PREDICTIONS:
-        config = flags.load_preset("digits")
-        task = quickly(config, features=("pixels",))
-        assert (task.num, task.sampling.steps, task.data) == (2000, (20,), config.data), prediction
-    tiny = flags.load_preset("tests/presets/tiny.py")
-    assert quickly(tiny, seed=7).seed == 7
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_quick_measurement_takes_few_steps_of_any_network(prediction):
+    config = flags.load_preset("digits")
+    config = dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, prediction=prediction))
+    task = quickly(config, features=("pixels",))
+    assert (task.num, task.sampling.steps, task.data) == (2000, (20,), config.data)
+    assert draw.way(run.build(config, to_train=False), task.sampling).num_steps == 20
+
+
+def test_what_was_asked_for_is_not_made_quicker(workdir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda parts, state, task, *rest, **options: asked.append(task) or {})
+    monkeypatch.setattr(evaluate, "_print", lambda *said: None)
+    for args in (
+        ["--num-t", "16"],
+        ["--num-reference", "50000"],
+        ["--steps", "10"],
+        ["--guidance-interval", "0.1", "9"],
+    ):
+        evaluate.main([str(workdir), "--quick", *args])
+    assert (asked[0].num_t, asked[1].num_reference, asked[2].sampling.steps) == (16, 50_000, (10,))
+    assert [task.sampling.sampler for task in asked] == ["dpm_solver_pp_2m"] * 4
+    assert [task.num for task in asked] == [2000] * 4
+
+
+def test_data_of_one_split_are_measured_without_a_floor(workdir, tmp_path):
+    own = stored(tmp_path / "own.npz", DIGITS.images[:60])
+    found, result = measured(workdir, "--num", 12, *PIXELS, "--data.source", "array", "--data.path", own)
+    assert all(figure["floor"] is None for figure in found.values())
+    assert result["reference"]["held_out"] == 0
+    found, _ = measured(workdir, "--num", 12, *PIXELS, "--data.split", "all")
+    assert "copies-pixels" not in found
+
+
+def test_features_that_changed_are_looked_for_again(workdir, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    distances = []
+    for i, factor in enumerate((1.0, 100.0)):
+        (tmp_path / "mine.py").write_text(f"def sums(images):\n    return images.sum((2, 3)) * {factor}  # {i}\n")
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        found, _ = measured(workdir, "--num", 12, "--num-t", 0, "--features", "mine:sums")
+        distances.append(found["FD-mine:sums"]["value"])
+    assert distances[1] == pytest.approx(1e4 * distances[0], rel=1e-3)
+
+
+def test_weights_have_a_name_of_their_own():
+    params = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+    name = evaluation_sets.fingerprint(params)
+    assert name == evaluation_sets.fingerprint({key: value.copy() for key, value in params.items()})
+    swapped = params | {"a": params["a"][:, ::-1].copy()}
+    nudged = params | {"b": np.nextafter(params["b"], np.float32(2))}
+    assert len({name, evaluation_sets.fingerprint(swapped), evaluation_sets.fingerprint(nudged)}) == 3

@@ -62,6 +62,14 @@ def test_the_mean_of_several_pairs_is_surer_than_one():
     assert 0.5 < two / one < 0.95  # 1/sqrt(2)
 
 
+def test_the_order_of_the_training_images_is_nothing():
+    """Two clusters, the training images of one before those of the other: samples of both are at the floor."""
+    both = TRAIN + 10 * (np.arange(600) >= 300)[:, None]
+    mixed = SAMPLES[:300] + 10 * (np.arange(300) % 2)[:, None]
+    found = figures(mixed, both, held_out=HELD_OUT[:100] + 10 * (np.arange(100) % 2)[:, None])
+    assert found["FD-x, as many as there are"].estimate.value < 2 * found["FD-x"].estimate.value + 2
+
+
 def test_shares_stay_between_0_and_1():
     """All of the samples lie on training images: precision is 1, and so is the most that it can be."""
     found = figures(np.tile(TRAIN[:200], (2, 1)))

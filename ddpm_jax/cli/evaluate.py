@@ -17,6 +17,8 @@ import tyro
 from ddpm_jax import files
 from ddpm_jax.cli import flags
 from ddpm_jax.config import Config, Data, Launch, Sampling
+from ddpm_jax.training import evaluation_task
+from ddpm_jax.training.evaluation_task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class Flags:
     """Measure the `images` of this .npz (as sample.py --npz writes), or those of this folder, instead of drawing."""
     data: Data = Data()
     """The images that training saw; the run's if not given."""
-    held_out: str = "test"
-    """The split that training didn't see; '' for none, and no floor."""
+    held_out: str | None = None
+    """The split that training didn't see: test if there is one; '' for none, and no floor."""
     reference: str = ""
     """Published statistics (.npz with mu and sigma) to compare with, in place of both."""
     write_reference: flags.Place | None = None
@@ -60,7 +62,8 @@ def main(args: list[str]) -> None:
         print("WORKDIR is a run's folder, as train.py leaves it; WORKDIR --help lists every flag.")
         sys.exit(0)
     workdir, config = flags.run_folder(args[0])
-    default = Flags(data=config.data, sampling=config.sampling)
+    task = evaluation_task.quickly(config) if "--quick" in args[1:] else evaluation_task.whole(config)
+    default = Flags(**vars(task))
     asked = flags.parse(Flags, args[1:], prog=f"evaluate {workdir}", default=default)
     if asked.reference and asked.write_reference is not None:
         raise ValueError(
@@ -69,19 +72,13 @@ def main(args: list[str]) -> None:
     from ddpm_jax.training import processes
 
     processes.join(asked.launch)
-    _measure(asked, workdir, config, default)
+    _measure(asked, workdir, config)
 
 
-def _measure(asked: Flags, workdir: files.Place, config: Config, default: Flags) -> None:
+def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
     from ddpm_jax.training import evaluation, processes, run
 
-    names = {field.name for field in dataclasses.fields(evaluation.Task)}
-    given = {name: value for name, value in vars(asked).items() if name in names}
-    if asked.quick:  # what wasn't asked for is the quick measurement's
-        given = {name: value for name, value in given.items() if value != getattr(default, name)}
-        task = evaluation.quickly(config, **given)
-    else:
-        task = evaluation.Task(**given)
+    task = Task(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Task)})
     parts, state = run.load(workdir, step=asked.checkpoint)
     if asked.write_reference is not None:
         with _bars() as progress:
@@ -122,10 +119,15 @@ def _print(result: dict[str, Any], workdir: files.Place) -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"(-) less is better, (+) more; n images on each side, of {result['num_images']:,} samples", end="")
-    print(f" and {result['reference']['num_images'] or '?'} of {result['reference']['what']}")
+    print(f" and {_reference(result['reference'])}")
     for each in result["features"]:
         print(f"{each['name']}: {each['dim']} features; {each['preprocessing']}")
     print(f"wrote {result['file']} into {workdir / 'evaluation'}, {result['seconds']:.0f} s")
+
+
+def _reference(said: dict[str, Any]) -> str:
+    many, whole = said["num_images"], said.get("of")
+    return f"{'?' if many is None else many} of {said['what']}" + (f" ({whole})" if whole not in (None, many) else "")
 
 
 def _short(value: float) -> str:

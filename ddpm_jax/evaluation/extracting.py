@@ -87,8 +87,8 @@ def in_chunks(folder: files.Place, chunks: int, make: Callable[[int], Found], *,
     there = 0
     while there < chunks and files.is_file(folder / f"{there:06d}.npz"):
         there += 1
-    if jax.process_count() > 1:  # all go on where the first does
-        there = int(multihost_utils.broadcast_one_to_all(np.int32(there)))
+    if jax.process_count() > 1:  # all go on behind what every one of them sees
+        there = int(np.min(multihost_utils.process_allgather(np.int32(there))))
     for chunk in range(chunks):
         place = folder / f"{chunk:06d}.npz"
         if chunk < there:

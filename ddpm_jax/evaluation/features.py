@@ -74,6 +74,7 @@ def build(spec: str) -> Features:
     raise ValueError(f"features: there is no {spec!r}{suggest(name, FEATURES)}; {_KNOWN}")
 
 
+@functools.cache
 def _efficientnet(setting: str) -> Features:
     resolution = int(setting or 64) if re.fullmatch("[0-9]{0,4}", setting) else 0
     if resolution not in RESOLUTIONS:
@@ -89,6 +90,7 @@ def _efficientnet(setting: str) -> Features:
     )
 
 
+@functools.cache
 def _inception(setting: str) -> Features:
     if not setting:
         raise ValueError(
@@ -173,7 +175,18 @@ def _own(spec: str) -> Features:
         return Extracted(found.astype(jnp.float32), None)
 
     about = (inspect.getdoc(function) or "").partition("\n")[0]
-    return Features(spec, f"as {spec} does it" + (f": {about}" if about else ""), jax.tree_util.Partial(extract))
+    said = f"as {spec} does it" + (f": {about}" if about else "")
+    return Features(spec, f"{said}; {_source(function)}", jax.tree_util.Partial(extract))
+
+
+def _source(function: Callable[[jax.Array], Any]) -> str:
+    """Which version of it: figures of another are other figures."""
+    module = inspect.getmodule(function)
+    try:
+        text = inspect.getsource(function if module is None else module)
+    except (OSError, TypeError):
+        return "source unknown"
+    return f"source (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def _load(spec: str) -> Callable[[jax.Array], Any]:

@@ -7,6 +7,7 @@ samples and training images are several times n, several pairs of sets of n are 
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,13 +82,18 @@ def against_images(
         figures += _of_neighbours(pairs, others, n, name)
     if min(len(samples.features), len(train.features)) > n:
         most = min(len(samples.features), len(train.features))
-        whole = frechet_estimate(np.asarray(samples.features[:most]), np.asarray(train.features[:most]))
+        x, real = next(_deal(samples, train, most, seed))
+        whole = frechet_estimate(np.asarray(x.features), np.asarray(real.features))
         figures.append(_figure(f"FD-{name}, as many as there are", whole, "lower", most, None))
     if held_out is not None:
         figures += _copies(samples, train, held_out, name)
     if samples.logits is not None:
-        score = _mean([_score(x) for x, _ in pairs])
-        figures.append(_figure(f"IS-{name}", score, "higher", n, None if others is None else _score(others)))
+        score = _score(np.concatenate([np.asarray(x.logits) for x, _ in pairs]), len(pairs) * max(1, n // 5000))
+        figures.append(
+            _figure(
+                f"IS-{name}", score, "higher", n, None if others is None else _score(others.logits, max(1, n // 5000))
+            )
+        )
     return figures
 
 
@@ -111,7 +117,9 @@ def against_statistics(samples: Extracted, reference: Reference, *, name: str) -
         _figure(f"FD-{name} (PCA-{few.variances.size})", reduced, "lower", len(x), None),
     ]
     if samples.logits is not None:
-        figures.append(_figure(f"IS-{name}", _score(samples), "higher", len(x), None))
+        figures.append(
+            _figure(f"IS-{name}", _score(samples.logits, min(10, max(1, len(x) // 5000))), "higher", len(x), None)
+        )
     return figures
 
 
@@ -145,9 +153,8 @@ def _copies(samples: Extracted, train: Extracted, held_out: Extracted, name: str
     yield _figure(f"farther-{name}", found.farther, "", len(mine), estimate.interval(0.5, None, "by definition"))
 
 
-def _score(found: Extracted) -> Estimate:
-    logits = np.asarray(found.logits)
-    return inception_score(logits, splits=min(10, max(1, len(logits) // 5000)))
+def _score(logits: Any, splits: int) -> Estimate:
+    return inception_score(np.asarray(logits), splits=splits)
 
 
 def _projected(onto: projection.Projection, x: Extracted, y: Extracted) -> tuple[np.ndarray, np.ndarray]:

@@ -65,10 +65,11 @@ def over(
     source: Source,
     num: int,
     *,
+    rows: np.ndarray | None = None,
     batch_size: int = 128,
     on_batch: Callable[[int], Any] = lambda done: None,
 ) -> Likelihood:
-    """Measure images 0 .. num-1 of a source; a network with classes is told the class of each.
+    """Measure `num` images of a source, the first or those of `rows`; a network with classes is told each one's class.
 
     Raises:
         ValueError: if the network takes other classes than the source has, or for fewer than two images.
@@ -77,9 +78,11 @@ def over(
     if classes and source.num_classes != classes:
         raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
 
-    def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        labels = source.labels[rows] if classes and source.labels is not None else None
-        return data.to_float(source.images[rows]), labels
+    chosen = np.arange(num) if rows is None else rows
+
+    def read(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = source.labels[chosen[batch]] if classes and source.labels is not None else None
+        return data.to_float(source.images[chosen[batch]]), labels
 
     return likelihood.over(
         per_batch,

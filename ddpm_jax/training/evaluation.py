@@ -1,6 +1,5 @@
 """How good a run's images are: every figure beside what held-out images get, written whole into the run's folder."""
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -10,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ddpm_jax import data, files, records
-from ddpm_jax.config import Classifier, Config, Data, Sampling
+from ddpm_jax.config import Classifier, Config, Data
 from ddpm_jax.data.record import Source
 from ddpm_jax.evaluation import estimate, features, measures, probe, statistics
 from ddpm_jax.evaluation.extracting import Found
@@ -23,52 +23,16 @@ from ddpm_jax.figures import pictures
 from ddpm_jax.training import bits, evaluation_sets, guided, processes
 from ddpm_jax.training.draw import way
 from ddpm_jax.training.evaluation_sets import Drawer, Progress
+from ddpm_jax.training.evaluation_task import QUICK, Task
 from ddpm_jax.training.run import Parts
 from ddpm_jax.training.state import State
 
 FOLDER = "evaluation"
-MOST, QUICK, QUICK_STEPS = 10_000, 2_000, 20
+MOST = 10_000
 FEW_PIXELS = 1024
 """In an image of which the pixels themselves are features worth a look."""
 SURE = 0.9
 SHOWN, NEIGHBOURS = 4, 5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """What to measure, and against what."""
-
-    features: tuple[str, ...] = ()
-    """efficientnet[:RESOLUTION], inception:FILE.pth, pixels, MODULE:FUNCTION; of images of at most 1,024 numbers both
-    efficientnet and pixels if not given, else efficientnet."""
-    num: int = 0
-    """Images to draw; 0 for as many as there are of training images, 10,000 at most."""
-    seed: int = 1
-    sampling: Sampling = Sampling()
-    quick: bool = False
-    raw: bool = False
-    data: Data = Data()
-    """What training saw."""
-    held_out: str = "test"
-    """The split that it didn't; empty for none."""
-    reference: str = ""
-    """A file of statistics (mu, sigma), in place of both."""
-    num_reference: int = 50_000
-    """Images of each split, at most."""
-    num_t: int = 16
-    """t an image, for the bound in bits per dimension of held-out images; 0 for none."""
-    batch_size: int = 128
-
-
-def quickly(config: Config, **settings: Any) -> Task:
-    """A measurement that is cheap enough for training: 2,000 images of 20 steps, or of as few as a network is for."""
-    drawn = config.sampling
-    if not config.distill.method:
-        steps = min(QUICK_STEPS, config.diffusion.num_steps)
-        plain = Sampling(sampler="dpm_solver_pp_2m", steps=(steps,), spacing="trailing")
-        drawn = dataclasses.replace(plain, guidance=config.sampling.guidance)
-    few = {"num": QUICK, "num_reference": QUICK, "num_t": 8, "quick": True, "sampling": drawn, "data": config.data}
-    return Task(**(few | settings))
 
 
 def evaluate(
@@ -92,17 +56,19 @@ def evaluate(
     """
     begun = time.perf_counter()
     kinds = check(parts, task)
-    stored = statistics.read(task.reference) if task.reference else None
+    stored = _statistics(task, kinds[0]) if task.reference else None
     sources = {} if stored else evaluation_sets.sources(task.data, task.held_out)
-    if images is not None and tuple(images.shape[1:]) != tuple(task.data.shape):
-        raise ValueError(f"--samples must be images of shape {task.data.shape}, got {tuple(images.shape[1:])}")
     num = task.num or (min(MOST, len(sources["train"])) if sources else MOST)
-    num = num if images is None else min(task.num or len(images), len(images))
+    if images is not None:
+        if tuple(images.shape[1:]) != tuple(task.data.shape):
+            raise ValueError(f"--samples must be images of shape {task.data.shape}, got {tuple(images.shape[1:])}")
+        images = images[evaluation_sets.some(len(images), task.num or len(images))]
+        num = len(images)
     settings = guided.within(task.sampling, workdir)
     name = _name(parts.config, int(state.step), task, kinds, num, images)
     folder, params = workdir / FOLDER, state.params if task.raw else state.ema
     by = Drawer(parts=parts, params=params, settings=settings, seed=task.seed, batch_size=task.batch_size)
-    cache = folder / "cache" / name
+    cache = folder / "cache" / f"{int(state.step)}_{evaluation_sets.mark(kinds, by.about() | {'num': num})}"
     again = by.images if images is None else images.__getitem__
     if images is None:
         samples = evaluation_sets.drawn(by, kinds, num, cache, progress)
@@ -117,7 +83,7 @@ def evaluate(
             split: evaluation_sets.of_source(
                 parts,
                 kinds,
-                dataclasses.replace(task.data, split=task.data.split if split == "train" else task.held_out),
+                f"{_said(task.data)} {split}",
                 source,
                 task.num_reference,
                 folder / "cache",
@@ -127,9 +93,11 @@ def evaluate(
             for split, source in sources.items()
         }
         reference = {"what": _said(task.data), "num_images": len(sets["train"][0].features)}
+        reference |= {"of": len(sources["train"]), "held_out": len(sources.get("held_out", ()))}
         figures = [*_figures(kinds, samples, sets), *_sure(kinds, samples, sources, task)]
         nearest = _nearest(samples, sets["train"], sources["train"], task, again)
-    figures += _bits(parts, state, task, sources.get("held_out"), progress)
+    if images is None:
+        figures += _bits(parts, state, task, sources.get("held_out"), progress)
     result = {
         "step": int(state.step),
         "weights": "raw" if task.raw else "ema",
@@ -157,6 +125,19 @@ def evaluate(
     return result
 
 
+def _statistics(task: Task, kind: Features) -> statistics.Reference:
+    """The file of statistics that is asked for, seen to be of these features before any image is drawn."""
+    stored = statistics.read(task.reference)
+    if stored.features not in (None, kind.name):
+        raise ValueError(f"--reference {task.reference} is of {stored.features}, got --features of {kind.name}")
+    image = jax.ShapeDtypeStruct((1, *task.data.shape), np.uint8)
+    dim = jax.eval_shape(kind.extract, image).features.shape[1]
+    if dim != stored.mean.size:
+        hint = "; published statistics for FID are of --features inception:FILE.pth" if stored.mean.size == 2048 else ""
+        raise ValueError(f"--reference {task.reference} is of {stored.mean.size} features, {kind.name} has {dim}{hint}")
+    return stored
+
+
 def write_reference(parts: Parts, task: Task, workdir: files.Place, place: files.Place, progress: Progress) -> str:
     """Write the training images' mean and covariance, by the task's first features; in words what they are.
 
@@ -166,8 +147,8 @@ def write_reference(parts: Parts, task: Task, workdir: files.Place, place: files
     files.suffix(place, [".npz"])
     [kind, *_] = check(parts, task)
     source = evaluation_sets.sources(task.data, "")["train"]
-    where = (task.data, source, task.num_reference, workdir / FOLDER / "cache", task.batch_size, progress)
-    [found] = evaluation_sets.of_source(parts, [kind], *where)
+    where = (source, task.num_reference, workdir / FOLDER / "cache", task.batch_size, progress)
+    [found] = evaluation_sets.of_source(parts, [kind], f"{_said(task.data)} train", *where)
     moments = statistics.add(statistics.empty(found.features.shape[1]), np.asarray(found.features))
     if processes.writes():
         statistics.write(place, moments, features=kind.name)
@@ -240,42 +221,45 @@ def _sure(kinds: Sequence[Features], samples: Found, sources: dict[str, Source],
     """How often a linear classifier of real images' pixels is sure of a sample's class."""
     names = [each.name for each in kinds]
     train, held_out = sources["train"], sources.get("held_out")
-    if "pixels" not in names or train.labels is None or train.num_classes < 2:
+    if "pixels" not in names or train.labels is None or np.prod(task.data.shape) > FEW_PIXELS:
         return
-    labels = train.labels
-    rows = evaluation_sets.rows_of(train, MOST)
-    real = data.to_float(np.asarray(train.images[rows]))
+    most = min(MOST, task.num_reference)
+    rows = evaluation_sets.rows_of(train, most)
+    labels = np.asarray(train.labels[rows])
+    if len(np.unique(labels)) < 2:
+        return
+    sure = probe.fit(data.to_float(np.asarray(train.images[rows])), labels, SURE)
 
-    def sure(images: np.ndarray) -> estimate.Estimate:
-        found = probe.confidence(real, np.asarray(labels[rows]), images, SURE).fraction
+    def share(images: np.ndarray) -> estimate.Estimate:
+        found = sure(images).fraction
         error = (found * (1 - found) / len(images)) ** 0.5
         return estimate.share(found, len(images), error, f"binomial of {len(images):,} images, classifier as it is")
 
     drawn = np.asarray(samples[names.index("pixels")].features).reshape(-1, *task.data.shape)
     floor = None
     if held_out is not None:
-        others = evaluation_sets.rows_of(held_out, MOST)
-        floor = sure(data.to_float(np.asarray(held_out.images[others])))
-    yield Figure(name=f"sure (p >= {SURE})", estimate=sure(drawn), better="", num_images=len(drawn), floor=floor)
+        floor = share(data.to_float(np.asarray(held_out.images[evaluation_sets.rows_of(held_out, most)])))
+    yield Figure(name=f"sure (p >= {SURE})", estimate=share(drawn), better="", num_images=len(drawn), floor=floor)
 
 
 def _bits(parts: Parts, state: State, task: Task, held_out: Source | None, progress: Progress) -> list[Figure]:
     """The bound of held-out images: how well the network knows them, which no sampler changes."""
     if held_out is None or not task.num_t or bits.boundless(parts.config) or len(held_out) < 2:
         return []
-    num = min(len(held_out), QUICK // 4 if task.quick else MOST)
+    rows = evaluation_sets.rows_of(held_out, QUICK // 4 if task.quick else MOST)
     per_batch, how, _ = bits.bound(parts, state, seed=task.seed, num_t=task.num_t)
     found = bits.over(
         per_batch,
         parts,
         state.params if task.raw else state.ema,
         held_out,
-        num,
+        len(rows),
+        rows=rows,
         batch_size=task.batch_size,
-        on_batch=lambda done: progress("bits/dim", done, num),
+        on_batch=lambda done: progress("bits/dim", done, len(rows)),
     )
     value = estimate.interval(found.bits_per_dim, found.standard_error, f"bound, {how}; over images")
-    return [Figure(name="bits/dim of held-out images", estimate=value, better="lower", num_images=num)]
+    return [Figure(name="bits/dim of held-out images", estimate=value, better="lower", num_images=len(rows))]
 
 
 def _nearest(samples: Found, train: Found, source: Source, task: Task, again: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ Images are never in memory together. Drawn ones come a chunk at a time, and thei
 run, so that a measurement that was interrupted goes on behind the last whole chunk.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import data, files, records
@@ -20,6 +22,7 @@ from ddpm_jax.evaluation import extracting
 from ddpm_jax.evaluation.extracting import Found
 from ddpm_jax.evaluation.features import Features
 from ddpm_jax.figures import pictures
+from ddpm_jax.sampling.places import to_host
 from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import processes
 from ddpm_jax.training.draw import draw, width
@@ -44,6 +47,15 @@ class Drawer:
     settings: Sampling
     seed: int
     batch_size: int
+
+    def about(self) -> dict[str, Any]:
+        """What its images depend on, but for their numbers."""
+        settings = records.to_dict(self.settings)
+        return {"weights": fingerprint(self.params), "sampling": settings, "seed": self.seed, "chunk": self.chunk}
+
+    @property
+    def chunk(self) -> int:
+        return max(CHUNK, self.batch_size)
 
     def images(self, numbers: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, C]; values that aren't finite are refused.
@@ -70,16 +82,17 @@ def drawn(by: Drawer, kinds: Sequence[Features], num: int, cache: files.Place, p
     """Features of images 0 .. num-1; what is in `cache` isn't drawn again."""
 
     def make(chunk: int) -> Found:
-        numbers = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, num))
+        numbers = np.arange(chunk * by.chunk, min((chunk + 1) * by.chunk, num))
         # Every chunk is full, the last repeats its end, so that one compilation serves all.
-        full = np.minimum(np.arange(chunk * CHUNK, chunk * CHUNK + min(CHUNK, num)), num - 1)
+        full = np.minimum(np.arange(chunk * by.chunk, chunk * by.chunk + min(by.chunk, num)), num - 1)
         images = by.images(full)[: len(numbers)]
         return of_images(by.parts, kinds, lambda rows: images[rows], len(images), by.batch_size)
 
-    chunks, found = -(-num // CHUNK), []
+    chunks, found = -(-num // by.chunk), []
     for part in extracting.in_chunks(cache, chunks, make, writes=processes.writes()):
         found.append(part)
         progress("drawing", len(part[0].features), num)
+    processes.meet("all have what was drawn")
     return extracting.join(found)
 
 
@@ -100,7 +113,7 @@ def of_images(
 def of_source(
     parts: Parts,
     kinds: Sequence[Features],
-    settings: Data,
+    title: str,
     source: Source,
     most: int,
     folder: files.Place,
@@ -109,19 +122,22 @@ def of_source(
 ) -> Found:
     """Features of `rows_of` a data set; kept in a file of `folder`, as the next measurement needs them again."""
     rows = rows_of(source, most)
-    about = {"data": records.to_dict(settings), "rows": len(rows), "of": len(source)}
+    few = rows[np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)]
+    seen = hashlib.sha256(
+        np.asarray(source.images[few]).tobytes()
+    ).hexdigest()  # another set may have come to its place
+    about = {"title": title, "rows": len(rows), "of": len(source), "seen": seen}
     place = folder / f"reference_{mark(kinds, about)}.npz"
 
     def make(chunk: int) -> Found:
         del chunk
-        title = f"reading {settings.split}"
         return of_images(
             parts,
             kinds,
             lambda batch: np.asarray(source.images[rows[batch]]),
             len(rows),
             batch_size,
-            lambda done: progress(title, done, len(rows)),
+            lambda done: progress(f"reading {title}", done, len(rows)),
         )
 
     [found] = extracting.in_chunks(place.with_suffix(""), 1, make, writes=processes.writes())
@@ -130,9 +146,29 @@ def of_source(
 
 def rows_of(source: Source, most: int) -> np.ndarray:
     """At most so many images of a source, in order: all, or some drawn at random, the same ones each time."""
-    if len(source) <= most:
-        return np.arange(len(source))
-    return np.sort(np.random.default_rng(0).permutation(len(source))[:most])
+    return some(len(source), most)
+
+
+def some(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` numbers, rising: all, or some drawn at random, the same ones each time."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
+def fingerprint(params: Any) -> str:
+    """Of all weights, exactly: the same on any devices, another for any other weights."""
+    return hashlib.sha256(str([int(each) for each in jax.tree.leaves(to_host(_sums(params)))]).encode()).hexdigest()
+
+
+@jax.jit
+def _sums(params: Any) -> Any:
+    def bits(leaf: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        # Odd factors tell equal numbers in other places apart.
+        return (words.ravel() * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+
+    return jax.tree.map(bits, params)
 
 
 def mark(kinds: Sequence[Features], about: dict[str, Any]) -> str:
@@ -141,13 +177,17 @@ def mark(kinds: Sequence[Features], about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([said, about], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def sources(settings: Data, held_out: str) -> dict[str, Source]:
-    """The training images and, if a split is named, those that training didn't see.
+def sources(settings: Data, held_out: str | None) -> dict[str, Source]:
+    """The training images and those that training didn't see: a split that is named, test if there is one for None.
 
     Raises:
         ValueError: for a split that the source doesn't have, or images of other shapes.
     """
     found = {"train": data.load(settings)}
+    unseen = dataclasses.replace(settings, split="test" if held_out is None else held_out)
     if held_out:
-        found["held_out"] = data.load(dataclasses.replace(settings, split=held_out))
+        found["held_out"] = data.load(unseen)
+    elif held_out is None and settings.split not in ("all", "test"):
+        with contextlib.suppress(ValueError, FileNotFoundError):  # a set of one split
+            found["held_out"] = data.load(unseen)
     return found

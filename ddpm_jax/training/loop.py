@@ -160,7 +160,7 @@ def _steps(
             if values:
                 write(done, values)
             score = None
-            if evaluated is not None and done % run.evaluate_every == 0:
+            if evaluated is not None and not stops and done % run.evaluate_every == 0:
                 found, score = evaluated(state)
                 if found:
                     write(done, found)
