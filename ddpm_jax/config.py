@@ -175,7 +175,7 @@ class Sampling:
     """How many steps; several numbers (spacing even) for as many sections of the schedule; empty for all."""
     spacing: str = ""
     """Where they lie: even, ddim, leading, trailing, quadratic, log_snr, karras, edm or beta; empty for the sampler's
-    own: edm for heun, edm, dpm2, dpm2_ancestral, lms and rk4, even for the others."""
+    own: edm for heun, edm, dpm2, dpm2_ancestral, lms, rk4 and pndm, log_snr for dpm_solver, even for the others."""
     spacing_args: tuple[tuple[str, float], ...] = ()
     """Further settings of the spacing, as NAME VALUE pairs: --sampling.spacing-args rho 5"""
     process: str = ""

@@ -47,7 +47,13 @@ def test_an_eta_of_0_takes_the_noise_from_samplers_that_have_any(parts):
 
 def test_methods_in_sigma_step_by_their_own_spacing_unless_told_otherwise(parts):
     trained = processes.of_schedule(parts.schedule)
-    for name, spacing in (("heun", spacings.edm), ("rk4", spacings.edm), ("dpm_solver_pp_2m", spacings.even)):
+    own = {
+        "heun": spacings.edm,
+        "pndm": spacings.edm,
+        "dpm_solver": spacings.log_snr,
+        "dpm_solver_pp_2m": spacings.even,
+    }
+    for name, spacing in own.items():
         times = way(parts, Sampling(sampler=name, steps=(4,))).times
         np.testing.assert_array_equal(times, spacing(trained, (4,)))
     np.testing.assert_array_equal(

@@ -138,7 +138,8 @@ def _single_step(data: bool, order: int, exact: bool) -> Sampler:
         x = jax.lax.cond(finite(here) & finite(there), full, lambda: first_order(said, there))
         return moved(state, x), Info(x_0=said.x_0)
 
-    return Sampler(init=start, step=step, stages=parts, evaluations=order)
+    spacing = "even" if data else "log_snr"  # eps held over a step from where nothing is left of the image is too far
+    return Sampler(init=start, step=step, stages=parts, evaluations=order, spacing=spacing)
 
 
 def dpm_solver(*, order: int = 3, exact: bool = False) -> Sampler:

@@ -90,7 +90,13 @@ def _pndm(runge_kutta: bool) -> Sampler:
         return moved(state, x, remember(state.past, said.eps)), Info(x_0=said.x_0)
 
     return Sampler(
-        init=start_remembering(3), step=step, stages=(0.5,), stages_in="t", multistep=True, needs_signal=True
+        init=start_remembering(3),
+        step=step,
+        stages=(0.5,),
+        stages_in="t",
+        multistep=True,
+        needs_signal=True,
+        spacing="edm",
     )
 
 
