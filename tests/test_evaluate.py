@@ -112,7 +112,8 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(workdir, monkeypatc
     )
 
 
-def test_statistics_written_are_statistics_read(workdir, tmp_path, capsys):
+def test_statistics_written_are_statistics_read(workdir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation_sets, "LOT", 400)  # so that there are several
     evaluate.main([str(workdir), "--write-reference", str(tmp_path / "s.npz"), "--features", "pixels"])
     assert "pixels of 1,500 images, digits train" in capsys.readouterr().out
     with np.load(tmp_path / "s.npz") as written:

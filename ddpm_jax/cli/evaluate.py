@@ -82,7 +82,7 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
     parts, state = run.load(workdir, step=asked.checkpoint)
     if asked.write_reference is not None:
         with _bars() as progress:
-            said = evaluation.write_reference(parts, task, workdir, asked.write_reference, progress)
+            said = evaluation.write_reference(parts, task, asked.write_reference, progress)
         if processes.writes():
             print(f"wrote {asked.write_reference}: {said}")
         return
@@ -95,8 +95,6 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
 
 def _images(place: files.Place, config: Config) -> Any:
     """The images of an .npz or a folder, uint8 [N, H, W, C]."""
-    import numpy as np
-
     from ddpm_jax import data
 
     if files.is_dir(place):
@@ -104,7 +102,7 @@ def _images(place: files.Place, config: Config) -> Any:
     else:
         with files.local(place) as file:
             source = data.arrays.array(str(file))
-    return np.asarray(source.images[np.arange(len(source))])
+    return source.images
 
 
 def _print(result: dict[str, Any], workdir: files.Place) -> None:

@@ -1,6 +1,5 @@
 """How good a run's images are: every figure beside what held-out images get, written whole into the run's folder."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -14,8 +13,8 @@ import numpy as np
 
 from ddpm_jax import data, files, records
 from ddpm_jax.config import Classifier, Config, Data
-from ddpm_jax.data.record import Source
-from ddpm_jax.evaluation import estimate, features, measures, probe, statistics
+from ddpm_jax.data.record import Column, Source
+from ddpm_jax.evaluation import estimate, extracting, features, measures, probe, statistics
 from ddpm_jax.evaluation.extracting import Found
 from ddpm_jax.evaluation.features import Features
 from ddpm_jax.evaluation.measures import Figure
@@ -41,7 +40,7 @@ def evaluate(
     task: Task,
     workdir: files.Place,
     *,
-    images: np.ndarray | None = None,
+    images: Column | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Measure, and write WORKDIR/evaluation/STEP_....json, and a picture of nearest neighbours; what the file says.
@@ -62,33 +61,41 @@ def evaluate(
     if images is not None:
         if tuple(images.shape[1:]) != tuple(task.data.shape):
             raise ValueError(f"--samples must be images of shape {task.data.shape}, got {tuple(images.shape[1:])}")
-        images = images[evaluation_sets.some(len(images), task.num or len(images))]
-        num = len(images)
+        num = min(task.num or len(images), len(images))
     settings = guided.within(task.sampling, workdir)
     name = _name(parts.config, int(state.step), task, kinds, num, images)
     folder, params = workdir / FOLDER, state.params if task.raw else state.ema
     by = Drawer(parts=parts, params=params, settings=settings, seed=task.seed, batch_size=task.batch_size)
     cache = folder / "cache" / f"{int(state.step)}_{evaluation_sets.mark(kinds, by.about() | {'num': num})}"
-    again = by.images if images is None else images.__getitem__
+    again = by.images
     if images is None:
         samples = evaluation_sets.drawn(by, kinds, num, cache, progress)
     else:
-        samples = evaluation_sets.of_images(parts, kinds, again, num, task.batch_size)
+        cache, again = folder / "cache" / name, evaluation_sets.reader(images, num)
+        lots = evaluation_sets.in_lots(
+            parts, kinds, again, num, task.batch_size, lambda done: progress("reading samples", done, num), cache
+        )
+        samples = extracting.join([*lots])
+        processes.meet("all have what was read")
     nearest = None
     if stored:
         figures = measures.against_statistics(samples[0], stored, name=kinds[0].name)
         reference = {"what": task.reference, "num_images": stored.num_images}
     else:
         sets = {
-            split: evaluation_sets.of_source(
-                parts,
-                kinds,
-                f"{_said(task.data)} {split}",
-                source,
-                task.num_reference,
-                folder / "cache",
-                task.batch_size,
-                progress,
+            split: extracting.join(
+                [
+                    *evaluation_sets.of_source(
+                        parts,
+                        kinds,
+                        f"{_said(task.data)} {split}",
+                        source,
+                        task.num_reference,
+                        task.batch_size,
+                        progress,
+                        folder / "cache",
+                    )
+                ]
             )
             for split, source in sources.items()
         }
@@ -138,7 +145,7 @@ def _statistics(task: Task, kind: Features) -> statistics.Reference:
     return stored
 
 
-def write_reference(parts: Parts, task: Task, workdir: files.Place, place: files.Place, progress: Progress) -> str:
+def write_reference(parts: Parts, task: Task, place: files.Place, progress: Progress) -> str:
     """Write the training images' mean and covariance, by the task's first features; in words what they are.
 
     Raises:
@@ -147,9 +154,13 @@ def write_reference(parts: Parts, task: Task, workdir: files.Place, place: files
     files.suffix(place, [".npz"])
     [kind, *_] = check(parts, task)
     source = evaluation_sets.sources(task.data, "")["train"]
-    where = (source, task.num_reference, workdir / FOLDER / "cache", task.batch_size, progress)
-    [found] = evaluation_sets.of_source(parts, [kind], f"{_said(task.data)} train", *where)
-    moments = statistics.add(statistics.empty(found.features.shape[1]), np.asarray(found.features))
+    where = (source, task.num_reference, task.batch_size, progress)
+    moments = None
+    for [found] in evaluation_sets.of_source(parts, [kind], _said(task.data), *where):
+        moments = moments or statistics.empty(found.features.shape[1])
+        moments = statistics.add(moments, np.asarray(found.features))
+    if moments is None:
+        raise ValueError(f"--data.split: {_said(task.data)} has no images")
     if processes.writes():
         statistics.write(place, moments, features=kind.name)
     processes.meet("the statistics are written")
@@ -198,9 +209,9 @@ def check(parts: Parts, task: Task) -> list[Features]:
     return kinds
 
 
-def _name(config: Config, step: int, task: Task, kinds: Sequence[Features], num: int, images: np.ndarray | None) -> str:
+def _name(config: Config, step: int, task: Task, kinds: Sequence[Features], num: int, images: Column | None) -> str:
     """What a measurement's files are called: another name for every other measurement."""
-    given = "" if images is None else hashlib.sha256(images.tobytes()).hexdigest()
+    given = "" if images is None else evaluation_sets.digest(images)
     about = {"step": step, "num": num, "task": records.to_dict(task), "given": given, "seed": config.seed}
     words = [str(step), "quick" if task.quick else "", "raw" if task.raw else "", "samples" if given else ""]
     words += [re.sub(r"[^A-Za-z0-9@.]+", "-", each.name) for each in kinds]

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from ddpm_jax import data, files, records
 from ddpm_jax.config import Data, Sampling
-from ddpm_jax.data.record import Source
+from ddpm_jax.data.record import Column, Source
 from ddpm_jax.evaluation import extracting
 from ddpm_jax.evaluation.extracting import Found
 from ddpm_jax.evaluation.features import Features
@@ -30,6 +30,9 @@ from ddpm_jax.training.run import Parts
 
 CHUNK = 256
 """Images that are drawn together, and lost if the program is killed."""
+
+LOT = 2048
+"""Images whose features are kept together in a file."""
 
 ON_CPU = 32
 """Images whose features are found together on a CPU: what its caches hold, faster by half than hundreds."""
@@ -86,7 +89,7 @@ def drawn(by: Drawer, kinds: Sequence[Features], num: int, cache: files.Place, p
         # Every chunk is full, the last repeats its end, so that one compilation serves all.
         full = np.minimum(np.arange(chunk * by.chunk, chunk * by.chunk + min(by.chunk, num)), num - 1)
         images = by.images(full)[: len(numbers)]
-        return of_images(by.parts, kinds, lambda rows: images[rows], len(images), by.batch_size)
+        return extracting.join([*in_lots(by.parts, kinds, lambda rows: images[rows], len(images), by.batch_size)])
 
     chunks, found = -(-num // by.chunk), []
     for part in extracting.in_chunks(cache, chunks, make, writes=processes.writes()):
@@ -96,18 +99,32 @@ def drawn(by: Drawer, kinds: Sequence[Features], num: int, cache: files.Place, p
     return extracting.join(found)
 
 
-def of_images(
+def in_lots(
     parts: Parts,
     kinds: Sequence[Features],
     read: extracting.Read,
     num: int,
     batch_size: int,
     on_batch: Callable[[int], Any] = lambda done: None,
-) -> Found:
-    """Features of images that can be read by their rows, measured by all devices."""
+    cache: files.Place | None = None,
+) -> Iterator[Found]:
+    """Features of images that can be read by their rows, measured by all devices, a lot at a time.
+
+    What is in `cache` isn't measured again.
+    """
     batch_size = min(batch_size, ON_CPU) if jax.default_backend() == "cpu" else batch_size
-    at_once, sharding = width(parts, num, batch_size), mesh_lib.split(parts.mesh)
-    return extracting.extract(kinds, read, num, batch_size=at_once, sharding=sharding, on_batch=on_batch)
+    options: dict[str, Any] = {"batch_size": width(parts, num, batch_size), "sharding": mesh_lib.split(parts.mesh)}
+
+    def make(lot: int) -> Found:
+        first = lot * LOT
+        part = min(LOT, num - first)
+        return extracting.extract(kinds, lambda rows: read(first + rows), part, on_batch=on_batch, **options)
+
+    lots = -(-num // LOT)
+    if cache is None:
+        yield from map(make, range(lots))
+    else:
+        yield from extracting.in_chunks(cache, lots, make, writes=processes.writes())
 
 
 def of_source(
@@ -116,32 +133,25 @@ def of_source(
     title: str,
     source: Source,
     most: int,
-    folder: files.Place,
     batch_size: int,
     progress: Progress,
-) -> Found:
-    """Features of `rows_of` a data set; kept in a file of `folder`, as the next measurement needs them again."""
+    folder: files.Place | None = None,
+) -> Iterator[Found]:
+    """Features of `rows_of` a data set, in lots; kept in files of `folder`, for they are needed again."""
     rows = rows_of(source, most)
     few = rows[np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)]
-    seen = hashlib.sha256(
-        np.asarray(source.images[few]).tobytes()
-    ).hexdigest()  # another set may have come to its place
+    # Another set may have come to its place.
+    seen = hashlib.sha256(np.asarray(source.images[few]).tobytes()).hexdigest()
     about = {"title": title, "rows": len(rows), "of": len(source), "seen": seen}
-    place = folder / f"reference_{mark(kinds, about)}.npz"
+    cache = None if folder is None else folder / f"reference_{mark(kinds, about)}"
 
-    def make(chunk: int) -> Found:
-        del chunk
-        return of_images(
-            parts,
-            kinds,
-            lambda batch: np.asarray(source.images[rows[batch]]),
-            len(rows),
-            batch_size,
-            lambda done: progress(f"reading {title}", done, len(rows)),
-        )
+    def read(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(source.images[rows[batch]])
 
-    [found] = extracting.in_chunks(place.with_suffix(""), 1, make, writes=processes.writes())
-    return found
+    def told(done: int) -> None:
+        progress(f"reading {title}", done, len(rows))
+
+    return in_lots(parts, kinds, read, len(rows), batch_size, told, cache)
 
 
 def rows_of(source: Source, most: int) -> np.ndarray:
@@ -154,6 +164,16 @@ def some(count: int, most: int) -> np.ndarray:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
+def reader(images: Column, most: int) -> extracting.Read:
+    """Of at most so many of the images, as if there were no others."""
+    chosen = some(len(images), most)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(images[chosen[rows]])
+
+    return read
 
 
 def fingerprint(params: Any) -> str:
@@ -169,6 +189,14 @@ def _sums(params: Any) -> Any:
         return (words.ravel() * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
 
     return jax.tree.map(bits, params)
+
+
+def digest(images: Column) -> str:
+    """Of all of them, a lot at a time."""
+    found = hashlib.sha256(str(images.shape).encode())
+    for start in range(0, len(images), LOT):
+        found.update(np.asarray(images[np.arange(start, min(start + LOT, len(images)))]).tobytes())
+    return found.hexdigest()
 
 
 def mark(kinds: Sequence[Features], about: dict[str, Any]) -> str:
