@@ -176,6 +176,7 @@ def test_more_draws_of_the_dequantisation_give_a_tighter_bound():
     assert found[32].parts["steps"] > 5
 
 
+@pytest.mark.slow
 def test_the_program_measures_the_flow_beside_the_bound(tiny_run, capsys):
     workdir, _ = tiny_run
     more = ["--ode", "--probes", "2", "--rtol", "0.1", "--atol", "0.1", "--dequantisation", "variational"]

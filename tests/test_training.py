@@ -106,6 +106,7 @@ def test_four_devices_train_as_one(program, tiny_run, tmp_path):
     np.testing.assert_allclose(history["losses"], tiny_run[1].history["losses"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_steps_per_dispatch_do_not_change_the_run(tiny_run, tmp_path):
     train(with_run(CONFIG, steps_per_dispatch=2), tmp_path / "two")
     one, two = ([line["loss"] for line in records(folder)] for folder in (tiny_run[0], tmp_path / "two"))
@@ -143,6 +144,7 @@ def test_skipping_counts_the_steps_it_skipped(tmp_path):
     assert sum(line["skipped"] for line in records(tmp_path / "a")) == 7
 
 
+@pytest.mark.slow
 def test_noise_net_trains_on_a_folder_of_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prints").mkdir()
