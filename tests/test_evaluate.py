@@ -52,6 +52,7 @@ def test_a_run_is_measured_beside_held_out_images(workdir, capsys):
     assert found["bits/dim of held-out images"]["standard_error"] > 0
     said = capsys.readouterr().out
     assert all(name in said for name in found)
+    assert "FD-pixels" in (workdir / "report.html").read_text()
     assert "40 samples and 1500 of digits train" in said
     with Image.open(workdir / "evaluation" / result["nearest"]) as picture:
         assert picture.width > picture.height / 2

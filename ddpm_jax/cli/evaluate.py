@@ -76,7 +76,7 @@ def main(args: list[str]) -> None:
 
 
 def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
-    from ddpm_jax.training import evaluation, processes, run
+    from ddpm_jax.training import evaluation, processes, run, run_report
 
     task = Task(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Task)})
     parts, state = run.load(workdir, step=asked.checkpoint)
@@ -91,6 +91,7 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
         result = evaluation.evaluate(parts, state, task, workdir, images=images, progress=progress)
     if processes.writes():
         _print(result, workdir)
+        print(f"wrote {run_report.write(workdir)}")
 
 
 def _images(place: files.Place, config: Config) -> Any:
