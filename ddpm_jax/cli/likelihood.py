@@ -126,18 +126,14 @@ def _by_ode(asked: Flags, parts: Any, denoise: Any, over: Callable[..., Any]) ->
     from ddpm_jax.evaluation import dequantisation
     from ddpm_jax.evaluation.flow_likelihood import by_flow
     from ddpm_jax.sampling import flow_likelihood
-    from ddpm_jax.training import processes, run
+    from ddpm_jax.training import bits, processes
 
     levels = flow_likelihood.ends(parts.schedule)
     prediction = parts.config.diffusion.prediction
     key_fit, key = jax.random.split(jax.random.fold_in(jax.random.key(asked.seed), 1))
     if asked.dequantisation == "variational":
-        source, classes = data.load(parts.config.data), run.num_classes(parts.config)
-
-        def images(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-            labels = source.labels[rows] if classes and source.labels is not None else None
-            return data.to_float(source.images[rows]), labels
-
+        source = data.load(parts.config.data)
+        images = bits.reader(parts.config, source)
         fitted = dequantisation.fit(
             key_fit, denoise, levels, images, len(source), prediction=prediction, steps=asked.dequantiser_steps
         )
@@ -172,9 +168,8 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
     from ddpm_jax.training import bits, processes, run
 
     processes.join(asked.launch)
-    source, classes = data.load(asked.data), run.num_classes(config)
-    if classes and source.num_classes != classes:
-        raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
+    source = data.load(asked.data)
+    bits.reader(config, source)  # what it refuses is refused before the run is read
     parts, state = run.load(workdir, step=asked.checkpoint)
     params = state.params if asked.raw else state.ema
     reading = {"variance": asked.variance, "clip": asked.clip, "decoder": asked.decoder}

@@ -42,12 +42,13 @@ def extract(
     """
     if num < 1:
         raise ValueError(f"features need at least 1 image, got {num}")
+    shape = read(np.arange(1)).shape[1:]
     parts: list[Found] = []
     for start in range(0, num, batch_size):
         # The last batch repeats its last image, so that one compilation serves all.
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         kept = min(batch_size, num - start)
-        batch = _placed(read, rows, sharding)
+        batch = _placed(read, rows, shape, sharding)
         parts.append(tuple(rows_of(to_host(_measure(each.extract, batch)), slice(kept)) for each in kinds))
         on_batch(kept)
     return join(parts)
@@ -68,10 +69,9 @@ def _measure(extract: Callable[[jax.Array], Extracted], images: jax.Array) -> Ex
     return extract(images)
 
 
-def _placed(read: Read, rows: np.ndarray, sharding: Sharding | None) -> jax.Array:
+def _placed(read: Read, rows: np.ndarray, shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
     if sharding is None:
         return jax.device_put(read(rows))
-    shape = read(rows[:1]).shape[1:]
 
     def part(index: Any) -> np.ndarray:
         return read(rows[index[0]])

@@ -103,12 +103,8 @@ def against_statistics(samples: Extracted, reference: Reference, *, name: str) -
     Raises:
         ValueError: if the statistics are of other features.
     """
-    known = reference.features
-    if known is not None and known != name:
-        raise ValueError(f"--reference holds statistics of {known}, got --features of {name}")
     x, mean, covariance = np.asarray(samples.features), reference.mean, reference.covariance
-    if x.shape[1] != mean.size:
-        raise ValueError(f"--reference holds statistics of {mean.size} features, {name} has {x.shape[1]}")
+    check_statistics(reference, name, x.shape[1])
     few = projection.from_moments(mean, covariance)
     inside = few.basis.T @ covariance @ few.basis
     reduced = frechet_estimate_to(projection.project(few, x), np.zeros(few.variances.size), inside)
@@ -121,6 +117,19 @@ def against_statistics(samples: Extracted, reference: Reference, *, name: str) -
             _figure(f"IS-{name}", _score(samples.logits, min(10, max(1, len(x) // 5000))), "higher", len(x), None)
         )
     return figures
+
+
+def check_statistics(reference: Reference, name: str, dim: int) -> None:
+    """Are these statistics of the features of that name, `dim` numbers an image?
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if reference.features not in (None, name):
+        raise ValueError(f"--reference holds statistics of {reference.features}, got --features of {name}")
+    if dim != reference.mean.size:
+        hint = "; published ones for FID are of --features inception:FILE.pth" if reference.mean.size == 2048 else ""
+        raise ValueError(f"--reference holds statistics of {reference.mean.size} features, {name} has {dim}{hint}")
 
 
 def neighbours(samples: Extracted, train: Extracted, *, count: int) -> Nearest:

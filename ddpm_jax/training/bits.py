@@ -12,6 +12,7 @@ from ddpm_jax.data.record import Source
 from ddpm_jax.evaluation import likelihood
 from ddpm_jax.evaluation.likelihood import Likelihood, PerBatch
 from ddpm_jax.training import distill_loss, mesh, run
+from ddpm_jax.training.draw import width
 from ddpm_jax.training.run import Parts
 from ddpm_jax.training.state import State
 
@@ -58,6 +59,23 @@ def boundless(config: Config) -> str:
     return "is a classifier" if isinstance(config.net, networks.Classifier) else ""
 
 
+def reader(config: Config, source: Source) -> likelihood.Read:
+    """Images of a source by their rows, and for a network with classes the class of each.
+
+    Raises:
+        ValueError: if the network takes other classes than the source has.
+    """
+    classes = run.num_classes(config)
+    if classes and source.num_classes != classes:
+        raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
+
+    def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = source.labels[rows] if classes and source.labels is not None else None
+        return data.to_float(source.images[rows]), labels
+
+    return read
+
+
 def over(
     per_batch: PerBatch,
     parts: Parts,
@@ -69,27 +87,19 @@ def over(
     batch_size: int = 128,
     on_batch: Callable[[int], Any] = lambda done: None,
 ) -> Likelihood:
-    """Measure `num` images of a source, the first or those of `rows`; a network with classes is told each one's class.
+    """Measure `num` images of a source, the first or those of `rows`.
 
     Raises:
-        ValueError: if the network takes other classes than the source has, or for fewer than two images.
+        ValueError: as `reader`, or for fewer than two images.
     """
-    classes = run.num_classes(parts.config)
-    if classes and source.num_classes != classes:
-        raise ValueError(f"the run's network takes {classes} classes, --data.source has {source.num_classes}")
-
+    read = reader(parts.config, source)
     chosen = np.arange(num) if rows is None else rows
-
-    def read(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        labels = source.labels[chosen[batch]] if classes and source.labels is not None else None
-        return data.to_float(source.images[chosen[batch]]), labels
-
     return likelihood.over(
         per_batch,
         nets.denoiser(parts.module, params),
-        read,
+        lambda batch: read(chosen[batch]),
         num,
-        batch_size=-(-min(batch_size, num) // parts.mesh.size) * parts.mesh.size,
+        batch_size=width(parts, num, batch_size),
         sharding=mesh.split(parts.mesh),
         on_batch=on_batch,
     )

@@ -41,12 +41,14 @@ def evaluate(
     workdir: files.Place,
     *,
     images: Column | None = None,
+    sources: dict[str, Source] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Measure, and write WORKDIR/evaluation/STEP_....json, and a picture of nearest neighbours; what the file says.
 
     Args:
         images: measure these, uint8 [N, H, W, C], in place of drawing any.
+        sources: what `evaluation_sets.sources` gave, where the same sets are measured often.
 
     Raises:
         FileNotFoundError: for features, data or statistics that aren't there.
@@ -56,7 +58,7 @@ def evaluate(
     begun = time.perf_counter()
     kinds = check(parts, task)
     stored = _statistics(task, kinds[0]) if task.reference else None
-    sources = {} if stored else evaluation_sets.sources(task.data, task.held_out)
+    sources = {} if stored else sources or evaluation_sets.sources(task.data, task.held_out)
     num = task.num or (min(MOST, len(sources["train"])) if sources else MOST)
     if images is not None:
         if tuple(images.shape[1:]) != tuple(task.data.shape):
@@ -135,13 +137,8 @@ def evaluate(
 def _statistics(task: Task, kind: Features) -> statistics.Reference:
     """The file of statistics that is asked for, seen to be of these features before any image is drawn."""
     stored = statistics.read(task.reference)
-    if stored.features not in (None, kind.name):
-        raise ValueError(f"--reference {task.reference} is of {stored.features}, got --features of {kind.name}")
     image = jax.ShapeDtypeStruct((1, *task.data.shape), np.uint8)
-    dim = jax.eval_shape(kind.extract, image).features.shape[1]
-    if dim != stored.mean.size:
-        hint = "; published statistics for FID are of --features inception:FILE.pth" if stored.mean.size == 2048 else ""
-        raise ValueError(f"--reference {task.reference} is of {stored.mean.size} features, {kind.name} has {dim}{hint}")
+    measures.check_statistics(stored, kind.name, jax.eval_shape(kind.extract, image).features.shape[1])
     return stored
 
 

@@ -29,13 +29,13 @@ def watch(parts: Parts, workdir: files.Place) -> Watch | None:
         return None
     task = quickly(parts.config, features=run.evaluate_features, num=run.evaluate_num)
     evaluation.check(parts, task)
-    evaluation_sets.sources(task.data, task.held_out)
+    sources = evaluation_sets.sources(task.data, task.held_out)
     # Of one process. Of several, all meet a ValueError alike; what only one of them meets must end them all.
     harmless = (ValueError, OSError, jax.errors.JaxRuntimeError) if jax.process_count() == 1 else (ValueError,)
 
     def measure(state: State) -> tuple[dict[str, Any], float | None]:
         try:
-            result = evaluation.evaluate(as_learned(parts, state), state, task, workdir)
+            result = evaluation.evaluate(as_learned(parts, state), state, task, workdir, sources=sources)
         except harmless as error:
             if processes.writes():
                 tqdm.write(f"no evaluation at step {int(state.step)}: {str(error).splitlines()[0]}")
