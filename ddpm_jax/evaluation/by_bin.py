@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from ddpm_jax import xla
 from ddpm_jax.diffusion import bins, bound
 from ddpm_jax.diffusion.forward import q_sample
 from ddpm_jax.diffusion.norms import l2
@@ -188,7 +189,7 @@ def _of_pairs(
     return np.concatenate(terms), np.concatenate(errors)
 
 
-@partial(jax.jit, static_argnames=("prediction", "variance"))
+@partial(xla.jit, static_argnames=("prediction", "variance"))
 def _of_batch(
     key: jax.Array,
     schedule: Schedule,

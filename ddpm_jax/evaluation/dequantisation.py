@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ddpm_jax import xla
 from ddpm_jax.diffusion.decoder import categorical_nll
 from ddpm_jax.diffusion.levels import Level, Levels
 from ddpm_jax.nets.dequantiser import Dequantiser
@@ -110,7 +111,7 @@ def fit(
     """
     module, adam = Dequantiser(), optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    @jax.jit
+    @xla.jit
     def step(params: Any, state: Any, key: jax.Array, denoise: Denoiser, levels: Levels, x_0: jax.Array, labels: Any):
         level = levels.read(-1)
         model = ask(denoise, prediction=prediction, clip=False, conditions=labels)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from ddpm_jax import files
+from ddpm_jax import files, xla
 from ddpm_jax.evaluation.features import Extracted, Features
 from ddpm_jax.sampling.places import to_host
 
@@ -64,7 +64,7 @@ def rows_of(found: Extracted, rows: np.ndarray | slice) -> Extracted:
     return jax.tree.map(lambda values: np.asarray(values)[rows], found)
 
 
-@jax.jit
+@xla.jit
 def _measure(extract: Callable[[jax.Array], Extracted], images: jax.Array) -> Extracted:
     return extract(images)
 

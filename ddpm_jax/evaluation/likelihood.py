@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from ddpm_jax import xla
 from ddpm_jax.diffusion import bound, continuous, timesteps
 from ddpm_jax.diffusion.continuous import Curve
 from ddpm_jax.diffusion.schedules import Schedule
@@ -65,7 +66,7 @@ def over(
         raise ValueError(f"a likelihood with its standard error needs at least 2 images, got {num}")
     # One program a batch: several at once would each wait for the others' devices.
     once = isinstance(per_batch, jax.tree_util.Partial)
-    measure = functools.partial(_called, per_batch) if once else jax.jit(per_batch)
+    measure = functools.partial(_called, per_batch) if once else xla.jit(per_batch)
     of_image: dict[str, list[np.ndarray]] = {}
     sums: dict[str, np.ndarray] = {}
     for start in range(0, num, batch_size):
@@ -100,7 +101,7 @@ def _told(denoise: Denoiser, *labels: jax.Array) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(lambda denoise, labels, x_t, time: denoise(x_t, time, *labels), denoise, labels)
 
 
-@jax.jit
+@xla.jit
 def _called(per_batch: PerBatch, *batch: Any) -> dict[str, jax.Array]:
     return per_batch(*batch)
 

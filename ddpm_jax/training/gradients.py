@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ddpm_jax import xla
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.pipeline import Batch
@@ -216,7 +217,7 @@ def statistics(
     there = jax.jit(lambda: filled(parts, edges), out_shardings=everywhere)()
     compiled: list[bool] = []
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=of_sums)
+    @functools.partial(xla.jit, donate_argnums=0, out_shardings=of_sums)
     def one_more(sums: Sums, key: jax.Array, number: jax.Array, trained: Any, batch: Batch, history: Any) -> Sums:
         return add(sums, key, parts, edges, number, trained, batch, history)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import files, nets, networks
+from ddpm_jax import files, nets, networks, xla
 from ddpm_jax.config import Classifier, Guidance, Sampling
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.record import Source
@@ -221,7 +221,7 @@ def accuracy(parts: Parts, params: Any, source: Source, steps: np.ndarray, *, se
     images, labels = pipeline.to_float(np.asarray(source.images[rows])), np.asarray(source.labels[rows])
     classify = nets.denoiser(parts.module, params)
 
-    @jax.jit
+    @xla.jit
     def share(classify: Denoiser, t: jax.Array) -> jax.Array:
         at = jax.numpy.full(len(rows), t)
         eps = jax.random.normal(jax.random.fold_in(jax.random.key(seed), t), images.shape)

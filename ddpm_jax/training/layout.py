@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from ddpm_jax import xla
 from ddpm_jax.records import pick
 
 OfOne = Callable[..., Any]
@@ -83,4 +84,5 @@ def spread(arrangement: str, mesh: Mesh, of_one: Callable[..., Any], *, donate: 
     arranged = pick(ARRANGEMENTS, arrangement, "--arrangement")(of_one)
     of_member = PartitionSpec("member")
     mapped = jax.shard_map(arranged, mesh=mesh, in_specs=of_member, out_specs=of_member, check_vma=False)
-    return jax.jit(mapped, donate_argnums=0 if donate else ())
+    options = xla.options(mesh.devices.flat[0].platform)
+    return jax.jit(mapped, donate_argnums=0 if donate else (), compiler_options=options)
