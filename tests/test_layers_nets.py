@@ -1,5 +1,6 @@
 """Layers against the same sums written out in float64 NumPy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +143,27 @@ def test_group_norm_of_bfloat16_keeps_float32_statistics():
     assert y.dtype == jnp.bfloat16
     assert set(np.unique(np.asarray(y, np.float32))) == {-1.0, 1.0}
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+def test_group_norm_and_its_first_and_second_derivatives_are_linens():
+    """In float64, of channels whose means are a hundred times their deviations."""
+    rng, double = np.random.default_rng(1), jnp.dtype("float64")
+    x, v, w = rng.normal(size=(3, 2, 3, 5, 12))
+    x = x + 100 * rng.normal(size=12)
+    params = {"scale": rng.normal(size=12), "bias": np.arange(12.0)}
+    ours = layers.group_norm(4, epsilon=1e-6, dtype=double, name="norm")
+    linens = nn.GroupNorm(4, epsilon=1e-6, dtype=double, use_fast_variance=False)
+
+    def told(norm):
+        def along(x, params):
+            return jax.jvp(lambda x: norm.apply({"params": params}, x), (x,), (v,))[1]
+
+        return norm.apply({"params": params}, x), jax.grad(lambda *at: (w * along(*at)).sum(), (0, 1))(x, params)
+
+    with jax.enable_x64(True):
+        found, wanted = told(ours), told(linens)
+    assert found[0].dtype == double
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), found, wanted)
 
 
 def test_enlarge_doubles_each_pixel():
