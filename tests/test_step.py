@@ -23,8 +23,8 @@ def squared(key, trained, batch, history):
     return terms.mean(), LossTerms(loss=terms, objective=terms, mse=terms, eps_error=terms, log_snr=log_snr, t=t)
 
 
-def step_and_state(loss=squared, **options):
-    optimizer, mesh = optax.sgd(0.25), mesh_lib.make_mesh()
+def step_and_state(loss=squared, devices=None, **options):
+    optimizer, mesh = optax.sgd(0.25), mesh_lib.make_mesh(devices=devices)
     step = make_step(loss, optimizer, ema_decay=0.5, num_steps=8, mesh=mesh, **options)
     return step, fresh({"w": jnp.zeros(())}, optimizer)
 
@@ -48,6 +48,23 @@ def test_loss_is_sorted_by_quarter_of_t():
     _, metrics = step(state, batch(*range(8)), jax.random.key(0))
     np.testing.assert_allclose(metrics["quarter_sum"], [0 + 1, 4 + 9, 16 + 25, 36 + 49])
     np.testing.assert_array_equal(metrics["quarter_count"], [2, 2, 2, 2])
+
+
+def test_parts_that_are_laid_out_share_their_memory():
+    """On one CPU: the squares that the backward pass reads are there for one part of four at a time."""
+
+    def squares(key, trained, batch, history):
+        x = batch.images[:, 0]
+        for _ in range(6):
+            x = jax.lax.reduce_window(trained["net"]["w"] * x, 0.0, jax.lax.add, (1, 3), (1, 1), "SAME") ** 2
+        return squared(key, trained, Batch(images=x.mean(1, keepdims=True), labels=None), history)
+
+    def temporaries(parts):
+        step, state = step_and_state(squares, accumulate=parts, devices=jax.devices("cpu")[:1])
+        rows = Batch(images=jnp.ones((8, 1, 100_000)), labels=None)
+        return step.lower(state, rows, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4) < 0.5 * temporaries(1)
 
 
 def test_several_steps_in_one_dispatch_are_the_same_steps():

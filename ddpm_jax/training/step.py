@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from ddpm_jax import xla
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.diffusion import bins
 from ddpm_jax.diffusion.loss import LossTerms
@@ -143,6 +144,7 @@ def make_step(
         in_shardings=(of_state, of_batch, everywhere),
         out_shardings=(of_state, everywhere),
         donate_argnums=0,
+        compiler_options=xla.options(mesh.devices.flat[0].platform),
     )
 
 
@@ -153,14 +155,27 @@ def _in_parts(of_part: Callable, key: jax.Array, batch: Batch, count: int, mesh:
     # Part p takes every count-th image, so that each stays spread over the devices as the batch is.
     parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
 
+    # XLA's CPU backend runs the body of a loop many times slower than the same code laid out.
+    laid_out = mesh.devices.flat[0].platform == "cpu"
+
     def add(total: Any, part: Any) -> tuple[Any, LossTerms]:
+        if laid_out and mesh.size == 1:
+            part = part[0], _after(total, part[1])
         (loss, terms), gradient = of_part(jax.random.fold_in(key, part[0]), part[1])
         return jax.tree.map(jnp.add, total, (loss, gradient)), terms
 
     shapes = jax.eval_shape(lambda: of_part(key, jax.tree.map(lambda x: x[0], parts)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][0], shapes[1]))
-    # XLA's CPU backend runs the body of a loop several times slower than the same code laid out.
-    laid_out = mesh.devices.flat[0].platform == "cpu"
     total, terms = jax.lax.scan(add, zeros, (jnp.arange(count), parts), unroll=count if laid_out else 1)
     loss, gradient = jax.tree.map(lambda x: x / count, total)
     return (loss, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), terms)), gradient
+
+
+def _after(total: Any, part: Batch) -> Batch:
+    """`part`, not to be begun before all of `total` is there: laid out, parts would else be in memory all at once.
+
+    XLA for CPUs drops optimisation barriers before it orders the program; but it may not leave out 0 * x, which is NaN
+    where x isn't finite. Where it isn't, the whole step is refused anyhow.
+    """
+    done = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(total))
+    return dataclasses.replace(part, images=part.images + (0 * done).astype(part.images.dtype))
