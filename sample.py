@@ -66,11 +66,11 @@ def main(args: list[str]) -> None:
         raise ValueError(f"--raw is no average, --ema-sigma-rel {asked.ema_sigma_rel} is one: give one of the two")
     # Imported late: a mistyped flag should not have to wait for JAX.
     from ddpm_jax.cli import drawing, editing
-    from ddpm_jax.training import guided, power_ema, processes, run, snapshots
+    from ddpm_jax.training import draw, guided, power_ema, processes, run, snapshots
 
     if asked.ema_sigma_rel is not None:
         power_ema.gamma_of(asked.ema_sigma_rel, "--ema-sigma-rel")
-    processes.join(asked.launch)
+    flags.begin(asked.launch)
     parts, state = run.load(workdir, step=asked.checkpoint)
     params = state.params if asked.raw else state.ema
     if asked.ema_sigma_rel is not None:
@@ -79,6 +79,7 @@ def main(args: list[str]) -> None:
         if processes.writes():
             found = f"{made.num_snapshots} snapshots before step {int(state.step)}; it misses {made.misfit:.1%}"
             print(f"average of sigma_rel {asked.ema_sigma_rel} from {found} of its profile")
+    parts, params = draw.in_dtype(parts, params, asked.sampling.dtype, under="--")
     of = drawing.Drawing(
         parts=parts,
         params=params,

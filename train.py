@@ -12,10 +12,14 @@ from ddpm_jax.cli import flags
 def main(args: list[str]) -> None:
     asked = flags.training(args)
     # Imported late: a mistyped flag should not have to wait for JAX.
+    if asked.dry_run:
+        from ddpm_jax.cli import dry_run
+
+        return print(*dry_run.lines(asked.config, asked.workdir, asked.program), "nothing was written", sep="\n")
     from ddpm_jax.training import processes
     from ddpm_jax.training.loop import NonFiniteLossError, train
 
-    processes.join(asked.launch, saves=str(asked.workdir / "checkpoints"))
+    flags.begin(asked.launch, saves=str(asked.workdir / "checkpoints"))
     try:
         state = train(asked.config, asked.workdir, program=asked.program)
     except NonFiniteLossError as error:

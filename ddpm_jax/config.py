@@ -185,6 +185,8 @@ class Sampling:
     eta: float | None = None
     """For ddim, euler_ancestral, dpm2_ancestral and dpm_solver_pp_sde: 0 is deterministic, 1 as noisy as ddpm with the
     small variance; the sampler's own if not given (ddim's is 0)."""
+    dtype: str = ""
+    """What the run's network draws in: float32, or bfloat16 with its kernels rounded once; empty for its own."""
     clip: bool = True
     """Keep the prediction of x_0 in [-1, 1]."""
     dynamic_threshold: float = 0.0

@@ -55,7 +55,7 @@ def start(preset, workdir, count, log):
         "JAX_NUM_CPU_DEVICES": str(count),
         "JAX_PLATFORMS": "cpu",
         # So that a program that has been killed twenty times isn't compiled twenty times.
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     where = ["--launch.coordinator", f"localhost:{free_port()}", "--launch.num-processes", str(count)]
     command = [sys.executable, "train.py", str(preset), "--workdir", str(workdir)]

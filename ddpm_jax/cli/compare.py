@@ -74,6 +74,7 @@ def main(args: list[str]) -> None:
 
     # One member to a core: XLA runs two small steps on two cores faster than each step on both.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(joblib.cpu_count()))  # those that a container grants
+    flags.begin()
     _compare(asked, preset, "python -m ddpm_jax.cli.compare " + shlex.join(args))
 
 

@@ -49,7 +49,7 @@ def main(args: list[str]) -> None:
     runs = [(asked.config, asked.workdir)]
     if method == "progressive":
         runs = list(distill.halvings(asked.config, asked.workdir, start=asked.start_steps, end=asked.end_steps))
-    processes.join(asked.launch, saves=str(runs[0][1] / "checkpoints"))
+    flags.begin(asked.launch, saves=str(runs[0][1] / "checkpoints"))
     for config, folder in runs:
         try:
             step = int(train(config, folder).step)

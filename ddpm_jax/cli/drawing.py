@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import io
+import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,10 +18,12 @@ from ddpm_jax.config import Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.files import Place
 from ddpm_jax.training import distill_loss, guided, processes
-from ddpm_jax.training.draw import draw, labels_of, way, width
+from ddpm_jax.training.draw import draw, draw_parts, labels_of, way, width
 from ddpm_jax.training.run import Parts, num_classes, without_class
 
 MOST_IN_GRID = 400
+ENCODERS = 4
+"""Threads that write pictures while the devices draw."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,17 +45,11 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def _bar(of: Drawing, batches: int, title: str) -> Iterator[Callable[[Any], None]]:
-    """A progress bar over all steps of all batches, to be called from inside the sampling loop."""
+def _bar(of: Drawing, batches: int, title: str) -> Iterator[Callable[[int], Any]]:
+    """A progress bar over all steps of all batches; it is told how many of a batch are done."""
     steps = way(of.parts, of.settings).num_steps
     with tqdm(total=steps * batches, desc=title, unit="step", disable=not processes.writes()) as bar:
-
-        def on_step(done: Any) -> None:
-            del done
-            bar.update(min(1, bar.total - bar.n))
-
-        yield on_step
-        jax.effects_barrier()  # steps report late: the bar must outlive them
+        yield lambda done: bar.update((done - bar.n) % steps or steps)
 
 
 def images(of: Drawing, *, num: int, batch_size: int, singles: Place | None, npz: Place | None) -> None:
@@ -62,33 +60,54 @@ def images(of: Drawing, *, num: int, batch_size: int, singles: Place | None, npz
     """
     if num < 1 or batch_size < 1:
         raise ValueError(f"--num and --batch-size must be at least 1, got {num} and {batch_size}")
-    with _bar(of, -(-num // width(of.parts, num, batch_size)), "sampling") as on_step:
-        drawn, _ = draw(
-            of.parts,
-            of.params,
-            seed=of.seed,
-            num=num,
-            settings=of.settings,
-            batch_size=batch_size,
-            label=of.label,
-            on_step=on_step,
-        )
+    shown, packed, busy = [], io.BytesIO(), []
+    labels = labels_of(of.parts, np.arange(num), of.label, of.settings.guidance)
+    with (
+        _bar(of, -(-num // width(of.parts, num, batch_size)), "sampling") as on_step,
+        ThreadPoolExecutor(ENCODERS) as pool,
+        _npz(packed, num, of.parts.config.data.shape, labels) as pack,
+    ):
+        done = 0
+        how = {"seed": of.seed, "num": num, "settings": of.settings, "batch_size": batch_size, "label": of.label}
+        for drawn, _ in draw_parts(of.parts, of.params, **how, on_step=on_step):
+            if not processes.writes():
+                continue
+            # Threads encode these while the devices draw the next: but no more than these, or memory would fill.
+            for encoded in busy:
+                encoded.result()
+            found = pictures.to_bytes(drawn)
+            shown.append(found[: max(0, MOST_IN_GRID - done)])
+            names = enumerate(found, done) if singles is not None else ()
+            busy = [pool.submit(pictures.save_png, singles / f"{i:06d}.png", image) for i, image in names]
+            busy += [pool.submit(pack, found.tobytes())] if npz is not None else []
+            done += len(found)
+        for encoded in busy:
+            encoded.result()
     if not processes.writes():
         return
-    pictures.save_png(of.out, pictures.grid(drawn[:MOST_IN_GRID]))
+    pictures.save_png(of.out, pictures.grid(np.concatenate(shown)))
     print(f"wrote {of.out}" + (f", the first {MOST_IN_GRID} of {num}" if num > MOST_IN_GRID else ""))
     if singles is not None:
-        for i, image in enumerate(drawn):
-            pictures.save_png(singles / f"{i:06d}.png", pictures.to_bytes(image))
         print(f"wrote {num} PNGs into {singles}")
     if npz is not None:
-        arrays = {"images": pictures.to_bytes(drawn)}
-        if (labels := labels_of(of.parts, np.arange(num), of.label, of.settings.guidance)) is not None:
-            arrays["labels"] = labels
-        packed = io.BytesIO()
-        np.savez_compressed(packed, allow_pickle=False, **arrays)
         files.write(npz, packed.getvalue())
         print(f"wrote {npz}")
+
+
+@contextlib.contextmanager
+def _npz(
+    packed: io.BytesIO, num: int, shape: tuple[int, ...], labels: np.ndarray | None
+) -> Iterator[Callable[[bytes], Any]]:
+    """`pack(rows)` adds the next images, uint8, to the `images` [num, *shape] of an .npz like np.savez_compressed's:
+    not even all images as bytes are in memory at once."""
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as arrays:
+        if labels is not None:
+            with arrays.open("labels.npy", "w") as array:
+                np.lib.format.write_array(array, labels, allow_pickle=False)
+        with arrays.open("images.npy", "w", force_zip64=True) as array:
+            head = {"descr": "|u1", "fortran_order": False, "shape": (num, *shape)}
+            np.lib.format.write_array_header_1_0(array, head)
+            yield array.write
 
 
 def denoising(of: Drawing, *, num: int, frames: int) -> None:

@@ -69,9 +69,7 @@ def main(args: list[str]) -> None:
         raise ValueError(
             "--write-reference writes statistics of the training images, --reference reads others: give one"
         )
-    from ddpm_jax.training import processes
-
-    processes.join(asked.launch)
+    flags.begin(asked.launch)
     _measure(asked, workdir, config)
 
 

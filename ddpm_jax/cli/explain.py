@@ -48,6 +48,7 @@ def main(args: list[str]) -> None:
     asked = flags.parse(Flags, rest, prog=f"explain {preset}", default=default)
     if asked.images < 1 or asked.frames < 2:
         raise ValueError(f"--images must be at least 1 and --frames 2, got {asked.images} and {asked.frames}")
+    flags.begin()
     _draw(asked)
 
 

@@ -43,6 +43,8 @@ class Training:
     launch: Launch = Launch()
     program: Place | None = None
     """A training step compiled beforehand for these devices, by python -m ddpm_jax.cli.plan ... --save."""
+    dry_run: bool = False
+    """Say what the run would do, and do nothing."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -148,6 +150,24 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T) -> T:
         if not stop.code:
             raise
         raise ValueError(_unbox(box.getvalue())) from None
+
+
+def begin(launch: Launch | None = None, *, saves: str = "") -> None:
+    """What a program does once its flags are read, before anything else of JAX is used: it meets the other processes,
+    if there are any (`processes.join`), or, being the only one, keeps what it compiles (`compiled.keep`).
+
+    Of several processes JAX lets only the first write, so that their folder must be one that all see. Which that is,
+    only the user knows (JAX_COMPILATION_CACHE_DIR).
+
+    Raises:
+        as `processes.join`.
+    """
+    from ddpm_jax.training import compiled, processes
+
+    launch = launch or Launch()
+    processes.join(launch, saves=saves)
+    if not launch.auto and not launch.num_processes:
+        compiled.keep()
 
 
 def _unbox(text: str) -> str:

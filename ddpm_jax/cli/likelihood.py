@@ -167,7 +167,7 @@ def _measure(asked: Flags, workdir: files.Place, config: Config) -> None:
     from ddpm_jax.figures import plots
     from ddpm_jax.training import bits, processes, run
 
-    processes.join(asked.launch)
+    flags.begin(asked.launch)
     source = data.load(asked.data)
     bits.reader(config, source)  # what it refuses is refused before the run is read
     parts, state = run.load(workdir, step=asked.checkpoint)

@@ -3,8 +3,8 @@
 Image i draws all its noise from fold_in(key, i): it is the same image in any batch, on any number of devices.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,65 +13,88 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from ddpm_jax.diffusion.levels import Level, Levels, visit
-from ddpm_jax.diffusion.parameterization import x0_and_eps_at
+from ddpm_jax import xla
+from ddpm_jax.diffusion.levels import Levels
 from ddpm_jax.diffusion.processes import Process
-from ddpm_jax.diffusion.reverse import split
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.sampling import thresholds
 from ddpm_jax.sampling.ancestral import ddpm
+from ddpm_jax.sampling.asking import ask
+from ddpm_jax.sampling.frames import Path, frame_steps, put
 from ddpm_jax.sampling.places import spread, to_host
-from ddpm_jax.sampling.sampler import Answer, Model, Sampler, Step
+from ddpm_jax.sampling.sampler import Sampler, State, Step
 from ddpm_jax.sampling.thresholds import Threshold
+from ddpm_jax.sampling.visiting import way
 from ddpm_jax.types import Denoiser
 
+REPORTS = 64
+"""How often a caller hears of a batch's steps at most."""
+AHEAD = 16
+"""Calls that may wait for the devices. A CPU takes 32; then the host would wait in the call, and hear of steps late."""
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Path:
-    """What sampling looked like on the way: F frames of N images, from noise to image."""
-
-    x_t: jax.Array
-    """[F, N, ...]; the first frame is x_T, the last the image."""
-    x_0: jax.Array
-    """[F, N, ...], the prediction of x_0 at the same moments."""
+Carry = tuple[State, Path]
+"""What the loop carries from step to step."""
 
 
-def frame_steps(num_steps: Any, frames: int) -> Any:
-    """How many steps have been done at each of the frames, from 0 to num_steps (it may be traced), evenly: int [F]."""
-    last = max(frames - 1, 1)
-    return (2 * np.arange(frames) * num_steps + last) // (2 * last)  # to the nearest, halves up
-
-
-def ask(
-    denoise: Denoiser,
+def begin(
+    key: jax.Array,
+    indices: jax.Array,
+    levels: Levels,
     *,
-    prediction: str = "eps",
-    clip: bool | Threshold = True,
-    conditions: Any = None,
-) -> Model:
-    """A network as samplers see it: model(x, level) -> Answer, whatever it predicts and was trained along.
-
-    `clip` is applied to the prediction of x_0; eps follows from what is left of it, so that x = alpha x_0 + sigma eps.
-    The arguments are those of `sample`.
-    """
-    threshold = thresholds.static if clip is True else clip
-    more = () if conditions is None else (conditions,)
-
-    def model(x: jax.Array, level: Level) -> Answer:
-        own_x = level.scale * x
-        output, v = split(denoise(own_x, jnp.full(len(x), level.time), *more), x.shape[-1])
-        x_0, eps = x0_and_eps_at(level.own, output, own_x, source=prediction, preserving=False)
-        if threshold:
-            x_0 = threshold(x_0)
-            none = level.sigma == 0
-            eps = jnp.where(none, eps, (x - level.alpha * x_0) / jnp.where(none, 1.0, level.sigma))
-        return Answer(x_0=x_0.astype(x.dtype), eps=eps.astype(x.dtype), v=v)
-
-    return model
+    shape: tuple[int, ...],
+    sampler: Sampler,
+    x_T: jax.Array | None,
+    frames: int,
+) -> Carry:
+    """Where the loop starts: the sampler's state at the noise, or at x_T, and frames to be filled."""
+    dtype = levels.visited.alpha.dtype
+    if x_T is None:
+        x_T = levels.start_std * first_noise(key, indices, shape, dtype)
+    x_T = jnp.asarray(x_T, dtype)
+    empty = jnp.zeros((frames, *x_T.shape), dtype)
+    return sampler.init(_keys(key, indices)[:, 1], x_T), Path(x_t=empty, x_0=empty)
 
 
-@partial(jax.jit, static_argnames=("shape", "sampler", "prediction", "clip", "frames", "on_step"))
+def go_on(
+    carry: Carry,
+    first: Any,
+    last: Any,
+    denoise: Denoiser,
+    levels: Levels,
+    *,
+    sampler: Sampler,
+    prediction: str,
+    clip: bool | Threshold,
+    conditions: Any,
+    around: Callable[[Step, Any], Step] | None,
+) -> tuple[Carry, jax.Array]:
+    """Steps `first` up to `last` of the loop, and how many are done then, which can be waited for."""
+    num_steps = _num_steps(levels)
+    frames = len(carry[1].x_t)
+    moments = jnp.asarray(frame_steps(num_steps, frames))
+    model = ask(denoise, prediction=prediction, clip=clip, conditions=conditions)
+    step = sampler.step if around is None else around(sampler.step, conditions)
+
+    def back(i: jax.Array, carry: Carry) -> Carry:
+        state, path = carry
+        moved, info = step(state, model, levels, (i, i + 1))
+        return moved, put(path, moments == i, state.x, info.x_0) if frames else path
+
+    state, path = jax.lax.fori_loop(first, last, back, carry)
+    if frames:
+        path = put(path, (moments == num_steps) & (last == num_steps), state.x, state.x)
+    return (state, path), last + 0 * state.count
+
+
+def _num_steps(levels: Levels) -> Any:
+    return levels.visited.t.shape[0] - 1 if levels.num_steps is None else levels.num_steps
+
+
+_OF_LOOP = ("sampler", "prediction", "clip")
+_begin = jax.jit(begin, static_argnames=("shape", "sampler", "frames"))
+_go_on = xla.jit(go_on, static_argnames=_OF_LOOP, donate_argnums=0)
+
+
+@partial(jax.jit, static_argnames=("shape", "frames", *_OF_LOOP))
 def sample_batch(
     key: jax.Array,
     indices: jax.Array,
@@ -86,9 +109,10 @@ def sample_batch(
     conditions: Any = None,
     around: Callable[[Step, Any], Step] | None = None,
     frames: int = 0,
-    on_step: Callable[[Any], None] | None = None,
 ) -> tuple[jax.Array, Path]:
     """Draw the images whose numbers are `indices` [B], in one compiled loop. For use inside a jit of your own.
+
+    On CPUs that jit is the faster for `compiler_options=ddpm_jax.xla.options()`.
 
     `denoise` and `around` must be pytrees: jax.tree_util.Partial(function, parameters, ...). `levels` are those of
     `levels.visit`, with the sampler's stages. The rest is as in `sample`.
@@ -97,32 +121,9 @@ def sample_batch(
         images [B, *shape], and the Path of `frames` frames.
     """
     sampler = ddpm() if sampler is None else sampler
-    most = levels.visited.t.shape[0] - 1
-    num_steps = most if levels.num_steps is None else levels.num_steps
-    dtype = levels.visited.alpha.dtype
-    if x_T is None:
-        x_T = levels.start_std * first_noise(key, indices, shape, dtype)
-    key_steps = _keys(key, indices)[:, 1]
-    x_T = jnp.asarray(x_T, dtype)
-    moments = jnp.asarray(frame_steps(num_steps, frames))
-    model = ask(denoise, prediction=prediction, clip=clip, conditions=conditions)
-    step = sampler.step if around is None else around(sampler.step, conditions)
-
-    def back(i: jax.Array, carry: tuple[Any, Path]) -> tuple[Any, Path]:
-        state, path = carry
-        moved, info = step(state, model, levels, (i, i + 1))
-        if frames:
-            now = moments == i
-            path = Path(x_t=_put(path.x_t, now, state.x), x_0=_put(path.x_0, now, info.x_0))
-        if on_step is not None:
-            jax.debug.callback(on_step, i + 1)
-        return moved, path
-
-    empty = jnp.zeros((frames, *x_T.shape), dtype)
-    state, path = jax.lax.fori_loop(0, num_steps, back, (sampler.init(key_steps, x_T), Path(x_t=empty, x_0=empty)))
-    if frames:
-        end = moments == num_steps
-        path = Path(x_t=_put(path.x_t, end, state.x), x_0=_put(path.x_0, end, state.x))
+    carry = begin(key, indices, levels, shape=shape, sampler=sampler, x_T=x_T, frames=frames)
+    how = {"sampler": sampler, "prediction": prediction, "clip": clip, "conditions": conditions, "around": around}
+    (state, path), _ = go_on(carry, 0, _num_steps(levels), denoise, levels, **how)
     return state.x, path
 
 
@@ -136,14 +137,7 @@ def first_noise(key: jax.Array, indices: jax.Array | np.ndarray, shape: tuple[in
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(_keys(key, indices)[:, 0])
 
 
-def _put(frames: jax.Array, now: jax.Array, x: jax.Array) -> jax.Array:
-    """Frames [F, ...] with x in those of this moment."""
-    return jax.lax.cond(
-        now.any(), lambda: jnp.where(now.reshape(-1, *[1] * x.ndim), x.astype(frames.dtype), frames), lambda: frames
-    )
-
-
-def sample_path(
+def sample_parts(
     key: jax.Array,
     denoise: Denoiser,
     schedule: Schedule | Process,
@@ -162,9 +156,12 @@ def sample_path(
     around: Callable[[Step, Any], Step] | None = None,
     frames: int = 0,
     sharding: Sharding | None = None,
-    on_step: Callable[[Any], None] | None = None,
-) -> tuple[np.ndarray, Path]:
-    """`sample`, and the Path of `frames` frames that led there; both in host memory."""
+    on_step: Callable[[int], Any] | None = None,
+) -> Iterator[tuple[np.ndarray, Path]]:
+    """`sample_path` a batch at a time: the devices draw the next batch while the caller looks at one.
+
+    No more than two batches are on the devices at once. Errors are those of `sample`, and come with the first batch.
+    """
     if num < 1 or batch_size < 1:
         raise ValueError(f"num and batch_size must be at least 1, got {num} and {batch_size}")
     if frames == 1:
@@ -183,70 +180,55 @@ def sample_path(
         raise ValueError(f"x_T must have shape {(num, *shape)}, got {x_T.shape}")
     sampler = ddpm() if sampler is None else sampler
     levels = way(schedule, times, along=along, sampler=sampler, prediction=prediction)
+    steps = int(_num_steps(levels))
     # A pytree of the function and its arrays: arrays are then arguments of the compiled loop, not constants in it.
     denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
     around = around if around is None or isinstance(around, jax.tree_util.Partial) else jax.tree_util.Partial(around)
     given = jax.tree.map(np.asarray, given)
-    images, paths = [], []
+    # One call, but for a caller who wants to hear of the steps: a call from inside the loop (jax.debug.callback) would
+    # keep the program out of JAX's cache, to be compiled by every process anew.
+    stride = max(1, steps if on_step is None else -(-steps // REPORTS))
+
+    ahead = min(AHEAD, -(-steps // stride))
+    how = {"sampler": sampler, "prediction": prediction, "clip": clip, "around": around}
+
+    def look(start: int, carry: Carry | None, done: jax.Array) -> Iterator[tuple[np.ndarray, Path]]:
+        if on_step is not None:
+            on_step(int(done))
+        if carry is not None:
+            kept = min(batch_size, num - start)
+            yield to_host(carry[0].x)[:kept], jax.tree.map(lambda a: a[:, :kept], to_host(carry[1]))
+
+    waiting: collections.deque[tuple[int, Carry | None, jax.Array]] = collections.deque()
     for start in range(0, num, batch_size):
         # Every batch is full, the last repeats its end, so that one compilation serves any number of images.
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         part = jax.tree.map(lambda leaf: leaf[rows], given)
         if sharding is not None:
             part = spread(part, sharding)
-        x, path = sample_batch(
-            key,
-            part["indices"],
-            denoise,
-            levels,
-            shape=tuple(shape),
-            sampler=sampler,
-            prediction=prediction,
-            clip=clip,
-            x_T=part["x_T"],
-            conditions=part["conditions"],
-            around=around,
-            frames=frames,
-            on_step=on_step,
-        )
-        kept = min(batch_size, num - start)
-        images.append(to_host(x)[:kept])
-        paths.append(jax.tree.map(lambda a: a[:, :kept], to_host(path)))
-    return np.concatenate(images), jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *paths)
+        of_batch = {"shape": tuple(shape), "sampler": sampler, "x_T": part["x_T"], "frames": frames}
+        carry = _begin(key, part["indices"], levels, **of_batch)
+        for first in range(0, steps, stride):
+            last = min(first + stride, steps)
+            carry, done = _go_on(carry, first, last, denoise, levels, **how, conditions=part["conditions"])
+            waiting.append((start, carry if last == steps else None, done))
+            while len(waiting) > ahead:
+                yield from look(*waiting.popleft())
+    while waiting:
+        yield from look(*waiting.popleft())
 
 
-def way(
-    schedule: Schedule | Process,
-    times: Sequence[float] | np.ndarray | None,
-    *,
-    along: Process | None = None,
-    sampler: Sampler,
-    prediction: str = "eps",
-    padded: bool = True,
-) -> Levels:
-    """The levels of `times` for a sampler, padded so that all numbers of steps have one shape.
+def joined(parts: Iterable[tuple[np.ndarray, Path]]) -> tuple[np.ndarray, Path]:
+    """The batches of `sample_parts` as one."""
+    images, paths = zip(*parts, strict=True)
+    return np.concatenate(images), jax.tree.map(lambda *each: np.concatenate(each, axis=1), *paths)
 
-    Raises:
-        ValueError: as `levels.visit`; for "mean" without a schedule; for a sampler that needs a signal where there is
-            none, or one that only goes down on a way up.
-    """
-    if prediction == "mean" and not isinstance(schedule, Schedule):
-        raise ValueError("the prediction mean needs a schedule: it is of a step, which a process doesn't have")
-    options = {"along": along, "stages": sampler.stages, "stages_in": sampler.stages_in, "anywhere": sampler.whole}
-    if sampler.whole:
-        visited = visit(schedule, times, along=along)
-        times = np.asarray(visited.visited.t if times is None else times)[visited.ends()]
-    most = schedule.num_steps if isinstance(schedule, Schedule) else 1000
-    steps = most if times is None else max(np.size(times) - 1, 1)
-    levels = visit(schedule, times, **options, size=max(most, 2 ** (steps - 1).bit_length()) + 1 if padded else None)
-    if sampler.needs_signal and float(levels.visited.alpha[0]) == 0:
-        raise ValueError(
-            "this sampler divides by alpha, which is 0 at the first level: begin at a level with some signal, or take "
-            "one that can (ddim, lms, dpm_solver_pp_2m, unipc; heun and rk4 with straight 1)"
-        )
-    if sampler.only_down and (np.asarray(levels.visited.gain) < 0).any():
-        raise ValueError("this sampler adds noise of its own and only goes down: times must fall; ddim goes up")
-    return levels
+
+def sample_path(
+    key: jax.Array, denoise: Denoiser, schedule: Schedule | Process, *, shape: tuple[int, ...], **options: Any
+) -> tuple[np.ndarray, Path]:
+    """`sample`, and the Path of `frames` frames that led there; both in host memory."""
+    return joined(sample_parts(key, denoise, schedule, shape=shape, **options))
 
 
 def sample(
@@ -287,7 +269,7 @@ def sample(
         conditions: arrays [num, ...] that denoise gets as third argument (classes, say).
         around: around(step, conditions) -> step, what is done about each step of the sampler: see `sampling.editing`.
         sharding: of a batch's first axis over devices.
-        on_step: called with the number of steps done, from inside the loop. Another function compiles anew.
+        on_step: called with the number of steps of a batch that are done, at most REPORTS times a batch, in order.
 
     Raises:
         ValueError: for counts, shapes or times that don't fit, naming them.

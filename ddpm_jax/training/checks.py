@@ -1,12 +1,31 @@
 """What is refused before a run, or a comparison of many, writes anything."""
 
-from ddpm_jax import files
+from ddpm_jax import config as config_lib
+from ddpm_jax import files, records
 from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
-from ddpm_jax.training import feed, gradients
-from ddpm_jax.training.run import num_classes
+from ddpm_jax.diffusion import reverse
+from ddpm_jax.training import feed, gradients, snapshots
+from ddpm_jax.training import mesh as mesh_lib
+from ddpm_jax.training.draw import way
+from ddpm_jax.training.run import Parts, num_classes, without_class
 
 MOST_BINS = 100
+# What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
+FIXED = ("net.", "diffusion.", "distill.", "data.shape", "optimizer.name", "optimizer.ema_sigma_rels")
+# Fields in these that change no parameter.
+FREE = (
+    "net.dropout",
+    "net.label_dropout",
+    "net.remat",
+    "net.dtype",
+    "diffusion.weighting",
+    "diffusion.norm",
+    "diffusion.offset_noise",
+    "diffusion.vlb_weight",
+    "diffusion.correct_draw",
+    "distill.teacher",
+)
 
 
 def intervals(config: Config) -> dict[str, int]:
@@ -87,3 +106,56 @@ def new_folder(workdir: files.Place, file: str) -> None:
         return
     if not files.is_dir(workdir) or any(not path.name.startswith(f".{file}.") for path in files.entries(workdir)):
         raise ValueError(f"--workdir {workdir} has other things in it and no {file}; give a new or empty folder")
+
+
+def settings(parts: Parts) -> None:
+    """All that can be refused of a run's settings without its data and its folder.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    numbers(parts.config)
+    snapshots.check(parts.config)
+    mesh_lib.check_batch(parts.config.batch_size, parts.mesh, parts=parts.config.devices.accumulate)
+    way(parts, parts.config.sampling)  # what sample.py would refuse later is refused now
+
+
+def dispatches(config: Config, start: int) -> None:
+    """The steps that are left after `start` are whole dispatches.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    left, several = config.steps - start, config.run.steps_per_dispatch
+    if max(left, 0) % several:
+        raise ValueError(
+            f"--run.steps-per-dispatch must divide the {left} steps from the checkpoint at {start} to --steps "
+            f"{config.steps}, got {several}"
+        )
+
+
+def folder(config: Config, workdir: files.Place) -> list[str]:
+    """What this config changes of the run that the folder holds, "field: old -> new" each; nothing for a new folder.
+
+    Raises:
+        ValueError: if the run there can't go on with it, or something else is there.
+    """
+    path = workdir / "config.json"
+    if not files.is_file(path):
+        new_folder(workdir, path.name)
+        return []
+    before = config_lib.read(path)
+    changed = records.differences(before, config)
+    lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items()}
+    free: set[str] = set(FREE)
+    if not any(reverse.is_learned(name) for name in changed.get("diffusion.variance", ())):
+        free.add("diffusion.variance")  # one fixed variance is as good as another
+    if without_class(before) != without_class(config):
+        free.remove("net.label_dropout")  # "no class" has parameters of its own
+    wrong = [line for name, line in lines.items() if name.startswith(FIXED) and not name.startswith(tuple(free))]
+    if wrong:
+        raise ValueError(
+            f"{workdir} holds a run that this config can't go on with; give another --workdir, or undo "
+            + "; ".join(wrong)
+        )
+    return list(lines.values())

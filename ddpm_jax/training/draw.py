@@ -1,18 +1,19 @@
 """Images from a run's network, by the sampler that a config describes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from ddpm_jax import data, networks, sampling
+from ddpm_jax import data, nets, networks, records, sampling
 from ddpm_jax.config import Guidance, Sampling
 from ddpm_jax.diffusion import processes, reverse, spacings
 from ddpm_jax.diffusion.levels import Levels
 from ddpm_jax.diffusion.processes import Process
-from ddpm_jax.sampling import Path, Sampler, cascade, sample_path, samplers, thresholds
+from ddpm_jax.sampling import Path, Sampler, cascade, samplers, thresholds
+from ddpm_jax.sampling.loop import joined, sample_parts
 from ddpm_jax.sampling.thresholds import Threshold
 from ddpm_jax.training import distill_loss, guided
 from ddpm_jax.training import mesh as mesh_lib
@@ -57,6 +58,8 @@ def way(parts: Parts, settings: Sampling, *, under: str = "--sampling.") -> Way:
             is what the flags of the settings begin with.
     """
     guided.check(parts, settings.guidance, under=under)
+    if settings.dtype:
+        records.pick(nets.DTYPES, settings.dtype, f"{under}dtype")
     own = parts.config.diffusion.variance
     variance = settings.variance or own
     reverse.mix(variance, f"{under}variance")  # DDIM has no use for it, but a typo is a typo
@@ -134,7 +137,24 @@ def conditions_of(parts: Parts, seed: int, numbers: np.ndarray, label: int | Non
     )
 
 
-def draw(
+def in_dtype(parts: Parts, params: Any, dtype: str, *, under: str = "--sampling.") -> tuple[Parts, Any]:
+    """The run's parts and parameters for a network that computes in `dtype`; as they are for "".
+
+    For bfloat16 kernels and tables are rounded here, once, rather than in each step; scales and biases, which are few,
+    stay float32, and so does all outside the network: x_t, schedule and sampler.
+
+    Raises:
+        ValueError: for a dtype that there isn't.
+    """
+    if not dtype:
+        return parts, params
+    kind = records.pick(nets.DTYPES, dtype, f"{under}dtype")
+    config = dataclasses.replace(parts.config, net=dataclasses.replace(parts.config.net, dtype=dtype))
+    rounded = jax.tree.map(lambda x: x.astype(kind) if x.ndim > 1 else x, params)
+    return dataclasses.replace(parts, config=config, module=nets.build(config)), rounded
+
+
+def draw_parts(
     parts: Parts,
     params: Any,
     *,
@@ -145,9 +165,11 @@ def draw(
     frames: int = 0,
     label: int | None = None,
     numbers: np.ndarray | None = None,
-    on_step: Callable[[Any], None] | None = None,
-) -> tuple[np.ndarray, Path]:
+    on_step: Callable[[int], Any] | None = None,
+) -> Iterator[tuple[np.ndarray, Path]]:
     """Images [num, H, W, C] from a run's network, and the Path of `frames` frames; image i depends on (seed, i) only.
+
+    They come `width` at a time: the devices draw the next ones while the caller looks at these.
 
     `numbers`, int [num], says which i, for a part of many; 0 .. num - 1 if not given.
 
@@ -159,10 +181,11 @@ def draw(
         FileNotFoundError: for a run that is to lead it and isn't there.
     """
     numbers = np.arange(num) if numbers is None else np.asarray(numbers)
+    parts, params = in_dtype(parts, params, settings.dtype)
     denoise, prediction = distill_loss.as_sampled(
         parts.config, parts.schedule, guided.denoiser(parts, params, settings.guidance)
     )
-    return sample_path(
+    yield from sample_parts(
         jax.random.key(seed),
         denoise,
         parts.schedule,
@@ -177,3 +200,8 @@ def draw(
         sharding=mesh_lib.split(parts.mesh),
         on_step=on_step,
     )
+
+
+def draw(parts: Parts, params: Any, **options: Any) -> tuple[np.ndarray, Path]:
+    """`draw_parts`, all at once."""
+    return joined(draw_parts(parts, params, **options))

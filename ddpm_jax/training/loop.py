@@ -10,15 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import data, files, records
+from ddpm_jax import data, files
 from ddpm_jax.config import Config
 from ddpm_jax.data.record import Source
-from ddpm_jax.diffusion import bins, reverse
+from ddpm_jax.diffusion import bins
 from ddpm_jax.figures import plots
 from ddpm_jax.training import checkpoint, checks, distill, feed, gradients, processes, report, run_report, snapshots
-from ddpm_jax.training import mesh as mesh_lib
 from ddpm_jax.training import program as program_lib
-from ddpm_jax.training.draw import way
 from ddpm_jax.training.preview import preview, progress
 from ddpm_jax.training.run import (
     ON_NONFINITE,
@@ -28,27 +26,10 @@ from ddpm_jax.training.run import (
     curve,
     make_train_step,
     training_key,
-    without_class,
 )
 from ddpm_jax.training.state import State, learning_rate
 from ddpm_jax.training.step import TrainStep
 from ddpm_jax.training.watching import Watch, watch
-
-# What may not change between a run and its continuation: the checkpoint would not fit, or mean something else.
-FIXED = ("net.", "diffusion.", "distill.", "data.shape", "optimizer.name", "optimizer.ema_sigma_rels")
-# Fields in these that change no parameter.
-FREE = (
-    "net.dropout",
-    "net.label_dropout",
-    "net.remat",
-    "net.dtype",
-    "diffusion.weighting",
-    "diffusion.norm",
-    "diffusion.offset_noise",
-    "diffusion.vlb_weight",
-    "diffusion.correct_draw",
-    "distill.teacher",
-)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -72,15 +53,12 @@ def train(config: Config, workdir: str | os.PathLike, *, program: str | os.PathL
     workdir = files.place(workdir)
     parts = build(config)
     config = parts.config
-    checks.numbers(config)
-    snapshots.check(config)
-    mesh_lib.check_batch(config.batch_size, parts.mesh, parts=config.devices.accumulate)
-    way(parts, config.sampling)  # what sample.py would refuse later is refused now
+    checks.settings(parts)
     source = data.load(config.data)
     feed.check_source(config.data, source)
     checks.labels(config, source)
     begun = checkpoint.newest(workdir / "checkpoints")
-    _check_dispatches(config, begun)
+    checks.dispatches(config, begun)
     taught_by = None if begun else distill.teacher_of(parts)
     evaluated = watch(parts, workdir)
     step_fn = make_train_step(parts) if program is None else program_lib.load(files.place(program), parts)
@@ -209,37 +187,11 @@ def _stop_if_nonfinite(config: Config, recent: list, done: int, manager: checkpo
     )
 
 
-def _check_dispatches(config: Config, start: int) -> None:
-    left, several = config.steps - start, config.run.steps_per_dispatch
-    if max(left, 0) % several:
-        raise ValueError(
-            f"--run.steps-per-dispatch must divide the {left} steps from the checkpoint at {start} to --steps "
-            f"{config.steps}, got {several}"
-        )
-
-
 def _claim(config: Config, workdir: files.Place) -> None:
     """Make the run's folder, or see that the one that is there is this run's; then write config.json."""
-    path = workdir / "config.json"
-    if files.is_file(path):
-        before = config_lib.read(path)
-        changed = records.differences(before, config)
-        lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items()}
-        free: set[str] = set(FREE)
-        if not any(reverse.is_learned(name) for name in changed.get("diffusion.variance", ())):
-            free.add("diffusion.variance")  # one fixed variance is as good as another
-        if without_class(before) != without_class(config):
-            free.remove("net.label_dropout")  # "no class" has parameters of its own
-        wrong = [line for name, line in lines.items() if name.startswith(FIXED) and not name.startswith(tuple(free))]
-        if wrong:
-            raise ValueError(
-                f"{workdir} holds a run that this config can't go on with; give another --workdir, or undo "
-                + "; ".join(wrong)
-            )
-        if lines and processes.writes():
-            tqdm.write(f"{workdir} goes on with " + "; ".join(lines.values()))
-    else:
-        checks.new_folder(workdir, path.name)
+    changed = checks.folder(config, workdir)
+    if changed and processes.writes():
+        tqdm.write(f"{workdir} goes on with " + "; ".join(changed))
     processes.meet("every process has seen the folder as it was")
     if processes.writes():
-        config_lib.write(config, path)
+        config_lib.write(config, workdir / "config.json")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.config import Classifier, Sampling
+from ddpm_jax.config import Classifier, Config, Sampling
 from ddpm_jax.figures import pictures
 from ddpm_jax.files import Place
 from ddpm_jax.training import processes
@@ -21,15 +21,18 @@ def preview(parts: Parts, ema: Any, step: int, workdir: Place) -> Place | None:
     """
     if isinstance(parts.config.net, Classifier):
         return None
-    run = parts.config.run
-    settings = Sampling(sampler="ddim", steps=(min(run.preview_steps, parts.schedule.num_steps),))
-    if parts.config.distill.method:  # a network of few steps is worth what it draws in them
-        settings = parts.config.sampling
-    images, _ = draw(parts, ema, seed=parts.config.seed, num=run.num_samples, settings=settings)
+    images, _ = draw(parts, ema, seed=parts.config.seed, num=parts.config.run.num_samples, settings=how(parts.config))
     path = workdir / "samples" / f"step_{step:08d}.png"
     if processes.writes():
         pictures.save_png(path, pictures.grid(np.nan_to_num(images, posinf=1, neginf=-1)))
     return path
+
+
+def how(config: Config) -> Sampling:
+    """How a preview is drawn."""
+    if config.distill.method:  # a network of few steps is worth what it draws in them
+        return config.sampling
+    return Sampling(sampler="ddim", steps=(min(config.run.preview_steps, config.diffusion.num_steps),))
 
 
 def progress(workdir: Place, *, most: int = 100) -> Place | None:

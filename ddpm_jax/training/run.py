@@ -63,9 +63,14 @@ class Parts:
         """The state before the first step from the key of its parameters; to be compiled."""
         return self._fresh(nets.init(key, self.module, self.config.data.shape))
 
+    @functools.cached_property
+    def _making(self) -> Any:
+        """`make`, traced once for all that asks for its shapes or calls it."""
+        return jax.jit(self.make)
+
     def init(self) -> State:
         """The state before the first step, on the devices of the mesh."""
-        make = jax.jit(self.make, out_shardings=self.shardings(), compiler_options=quickly())
+        make = jax.jit(self._making, out_shardings=self.shardings(), compiler_options=quickly())
         return make(jax.random.key(self.config.seed))
 
     def start_from(self, params: Any) -> State:
@@ -75,7 +80,7 @@ class Parts:
 
     def abstract(self) -> State:
         """Shapes, dtypes and places of the state's arrays, for a checkpoint to be read into."""
-        shapes = jax.eval_shape(self.make, jax.random.key(0))
+        shapes = self._making.eval_shape(jax.random.key(0))
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
