@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from ddpm_jax.records import pick
 
@@ -60,9 +61,10 @@ def jit(function: Callable[..., Any], **how: Any) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs))):
             return function(*args, **kwargs)
         return made()(*args, **kwargs)
 
-    call.lower = lambda *args, **kwargs: made().lower(*args, **kwargs)
-    return call
+    like_jit: Any = call
+    like_jit.lower = lambda *args, **kwargs: made().lower(*args, **kwargs)
+    return like_jit

@@ -177,5 +177,5 @@ def _after(total: Any, part: Batch) -> Batch:
     XLA for CPUs drops optimisation barriers before it orders the program; but it may not leave out 0 * x, which is NaN
     where x isn't finite. Where it isn't, the whole step is refused anyhow.
     """
-    done = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(total))
+    done = jnp.stack([jnp.ravel(x)[0] for x in jax.tree.leaves(total)]).sum()
     return dataclasses.replace(part, images=part.images + (0 * done).astype(part.images.dtype))
