@@ -1,8 +1,9 @@
 """What the presets need of TPUs that aren't here: python benchmarks/scaling.py run|draw [--out FILE] (needs libtpu)
 
-`run` compiles the training steps of CASES and of a weak-scaling series, 16 CIFAR-10 images a chip on 1 to 256 chips,
-each for its target, one after the other, and adds what is found to OUT; those that are there already are left alone.
-`draw` makes docs/scaling.png and prints the tables. All times are estimates (see `ddpm_jax.planning`).
+`run` compiles the training steps of CASES, of a weak-scaling series, 16 CIFAR-10 images a chip on 1 to 256 chips, and
+of two presets on one chip by batch, each for its target, one after the other, and adds what is found to OUT; those that
+are there already are left alone. `draw` makes docs/scaling.png and prints the tables. All times are estimates (see
+`ddpm_jax.planning`).
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -31,6 +33,11 @@ CASES = {
     f"weak scaling, {chips} chips": ("cifar10", f"v5e:{shape}", chips, HALF | {"batch_size": 16 * chips})
     for chips, shape in ((1, "2x2"), (4, "2x2"), (16, "4x4"), (64, "8x8"), (256, "16x16"))
 }
+BY_BATCH = {
+    f"{preset} on one v5e chip, batch {size}": (preset, "v5e:2x2", 1, HALF | {"batch_size": size})
+    for preset, sizes in {"cifar10": (32, 64, 128, 256, 512), "celebahq256": (2, 4, 8, 16, 32)}.items()
+    for size in sizes
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,7 @@ class Flags:
 
 def run(asked: Flags) -> None:
     """Plan what OUT lacks, each in a process of its own: a compiler that gives up takes no other with it."""
-    for name, (preset, target, chips, changes) in CASES.items():
+    for name, (preset, target, chips, changes) in (CASES | BY_BATCH).items():
         results = json.loads(asked.out.read_text()) if asked.out.exists() else {}
         if asked.only not in name or name in results:
             continue
@@ -59,17 +66,18 @@ def run(asked: Flags) -> None:
 
 
 def draw(asked: Flags) -> None:
-    """docs/scaling.png: steps a second, utilisation and the share of exchanges by chips; and all cases as a table."""
+    """docs/scaling.png: steps a second, utilisation and the share of exchanges by chips; all cases as two tables."""
     stored = json.loads(asked.out.read_text())
+    print(*_by_batch({name: stored[name] for name in BY_BATCH if name in stored}), "", sep="\n")
     results = {name: stored[name] for name in CASES if name in stored}
-    print("| case | batch | data x fsdp | GiB a device | ms | steps/s | MFU | exchanges (MB) | compiled |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| case | batch | data x fsdp | GiB a device | ms | steps/s | MFU | limit | exchanges (MB) | compiled |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name, found in results.items():
         sent = ", ".join(f"{e['count']} {e['kind']} {e['size'] / 1e6:.0f}" for e in found["exchanges"])
         mesh = " x ".join(map(str, found["mesh"].values()))
-        times = "does not fit | - | -"
+        times = "does not fit | - | - | -"
         if found["fits"]:
-            times = f"{1e3 * found['seconds']:.1f} | {1 / found['seconds']:.0f} | {found['mfu']:.0%}"
+            times = f"{1e3 * found['seconds']:.1f} | {1 / found['seconds']:.0f} | {found['mfu']:.0%} | {found['limit']}"
         needs = "?" if found["peak"] is None else f"{found['peak'] / 2**30:.2f} of {found['memory'] / 2**30:.0f}"
         took = f"{found['compile_seconds']:.0f} s" if found["compile_seconds"] else ""
         print(f"| {name} | {found['batch_size']} | {mesh} | {needs} | {times} | {sent} | {took} |")
@@ -91,6 +99,22 @@ def draw(asked: Flags) -> None:
         axes.set_xlabel("v5e chips, 16 images each")
         axes.set_title(title)
     plots.save(figure, Path("docs/scaling.png"))
+
+
+def _by_batch(results: dict[str, dict[str, Any]]) -> list[str]:
+    """A table: what a step takes on one chip, of that what goes where, and what it makes of the chip."""
+    lines = ["| preset, images a chip | GiB | ms | of that arithmetic | waiting for memory | images/s | MFU | limit |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, found in results.items():
+        case = name.replace(" on one v5e chip, batch", ",")
+        if not found["fits"]:
+            lines.append(f"| {case} | does not fit | - | - | - | - | - | - |")
+            continue
+        peak = f"{found['peak'] / 2**30:.2f}"
+        took = [f"{1e3 * found[key]:.1f}" for key in ("seconds", "arithmetic_seconds", "memory_seconds")]
+        rates = [f"{found['batch_size'] / found['seconds']:,.0f}", f"{found['mfu']:.0%}"]
+        lines.append(f"| {' | '.join([case, peak, *took, *rates, found['limit']])} |")
+    return lines
 
 
 if __name__ == "__main__":

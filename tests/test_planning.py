@@ -49,6 +49,18 @@ def test_figures_follow_from_each_other():
     assert plan.utilisation(Target(name="", chip=chip, devices=[], per_chip=2)) == pytest.approx(1.0)
 
 
+def test_what_a_step_waits_for_adds_up_to_its_time():
+    """8 TFLOP at 80 TFLOP/s are half of the compiler's 0.2 s, so memory holds the other half up; exchanges take 0.05 s
+    more. With 2 TFLOP memory takes most, with links ten times as slow the exchanges do."""
+    target = Target(name="", chip=dataclasses.replace(planning.CHIPS["v5e"], flops=80e12), devices=[], per_chip=1)
+    takes = a_plan(flops=8e12).takes(target)
+    assert takes == pytest.approx({"arithmetic": 0.1, "memory": 0.1, "exchanges": 0.05})
+    assert sum(takes.values()) == pytest.approx(a_plan().seconds)
+    limits = [plan.limit(target) for plan in (a_plan(flops=9e12), a_plan(flops=2e12))]
+    limits += [a_plan(flops=9e12, link_seconds=0.5).limit(target), a_plan().limit(target)]
+    assert limits == ["arithmetic", "memory", "exchanges", "unknown"]
+
+
 def test_exchanges_of_activations_are_told_apart():
     moved = [Collective(kind=kind, group=4, count=1, size=8) for kind in ("all-gather", "all-to-all")]
     assert a_plan(exchanges=moved).foreign() == ["all-to-all"]

@@ -140,6 +140,8 @@ def _lines(name: str, config: Config, target: Any, plan: Any, brings: str, draws
         times, rate = f"{compute:.2f} ms (compiler) + {links:.2f} ms (exchanges at best)", 1 / plan.seconds
         each = "batches/s" if draws else "steps/s"
         lines.append(f"  estimate   {times}: {rate:.1f} {each}, {plan.utilisation(target):.0%} of the peak (MFU)")
+        shares = [f"{name} {seconds / plan.seconds:.0%}" for name, seconds in plan.takes(target).items()]
+        lines.append(f"  limit      {plan.limit(target)}: {', '.join(shares)}")
         if not draws:
             lines.append(f"  the run    {config.steps:,} steps in {config.steps * plan.seconds / 3600:.1f} hours")
             needed = f"{plan.batch_size * rate / target.hosts:,.0f} images/s"
@@ -155,14 +157,18 @@ def _table(rows: list[tuple[Config, Any, Any]]) -> list[str]:
     good = [plan for _, _, plan in rows if plan.fits and math.isfinite(plan.seconds)]
     best = min(good, key=lambda plan: plan.seconds / plan.batch_size, default=None)
     lines = [
-        f"{'target':16} {'batch':>6} {'fsdp':>5} {'parts':>5} {'remat':10} {'dtype':9} {'memory':>10} {'images/s':>9}"
+        f"{'target':16} {'batch':>6} {'fsdp':>5} {'parts':>5} {'remat':10} {'dtype':9} {'memory':>10} {'images/s':>9} "
+        f"{'MFU':>4} {'limit':10}"
     ]
     for config, target, plan in rows:
-        rate = f"{plan.batch_size / plan.seconds:,.0f}" if math.isfinite(plan.seconds) else "?"
-        mark = "  <- fastest that fits" if plan is best else "" if plan.fits else "  does not fit"
+        known = math.isfinite(plan.seconds)
+        rate = f"{plan.batch_size / plan.seconds:,.0f}" if known else "?"
+        share = f"{plan.utilisation(target):.0%}" if known else "?"
+        mark = "<- fastest that fits" if plan is best else "" if plan.fits else "does not fit"
         lines.append(
             f"{target.name:16} {plan.batch_size:6} {config.devices.fsdp:5} {config.devices.accumulate:5} "
-            f"{getattr(config.net, 'remat', ''):10} {config.net.dtype:9} {_bytes(plan.peak):>10} {rate:>9}{mark}"
+            f"{getattr(config.net, 'remat', ''):10} {config.net.dtype:9} {_bytes(plan.peak):>10} {rate:>9} {share:>4} "
+            f"{plan.limit(target):10} {mark}"
         )
     return lines
 
@@ -171,6 +177,7 @@ def _plain(config: Config, target: Any, plan: Any) -> dict[str, Any]:
     """All figures of a plan, for a .json."""
     exchanges = [dataclasses.asdict(each) for each in plan.exchanges]
     derived = {"activations": plan.activations, "seconds": plan.seconds, "mfu": plan.utilisation(target)}
+    derived |= {"limit": plan.limit(target)} | {f"{name}_seconds": took for name, took in plan.takes(target).items()}
     numbers = {k: v for k, v in vars(plan).items() if k != "exchanges"} | derived
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
     return finite | {"exchanges": exchanges, "config": records.to_dict(config)}

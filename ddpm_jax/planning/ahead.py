@@ -75,6 +75,18 @@ class Plan:
         """The share of the target's published peak that the model's own operations would reach (MFU)."""
         return self.model_flops / (self.seconds * target.flops)
 
+    def takes(self, target: Target) -> dict[str, float]:
+        """What `seconds` are spent on, in seconds: arithmetic at the target's published peak, the wait for memory that
+        is left of the compiler's estimate, and exchanges."""
+        arithmetic = self.flops / target.flops
+        waits = max(0.0, self.compute_seconds - arithmetic)
+        return {"arithmetic": arithmetic, "memory": waits, "exchanges": self.link_seconds}
+
+    def limit(self, target: Target) -> str:
+        """Which of what `takes` names takes longest; "unknown" where the compiler made no estimate."""
+        takes = self.takes(target)
+        return max(takes, key=takes.__getitem__) if math.isfinite(self.seconds + self.flops) else "unknown"
+
     def foreign(self) -> list[str]:
         """Kinds of exchange that move activations: none are meant to be there."""
         return sorted({each.kind for each in self.exchanges} & {"collective-permute", "all-to-all"})
@@ -171,6 +183,8 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
     outside = 0 if draws else 2 * sum(state.values())
     cost = _all_trips(_analysis(program.cost_analysis()), trips, outside, target)
     share = config.batch_size / len(target.devices)
+    # XLA counts an operation that it can't estimate, such as the hardware's own random bits, as -1 s.
+    estimated = not on_cpu and cost["optimal_seconds"] > 0
     return Plan(
         **_known(parts, target, config),
         **state,
@@ -179,7 +193,7 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
         flops=cost["flops"],
         model_flops=model_flops(config) * share * (trips * chosen.sampler.evaluations if draws else 3),
         bytes_accessed=cost["bytes accessed"],
-        compute_seconds=math.nan if on_cpu else cost["optimal_seconds"],
+        compute_seconds=cost["optimal_seconds"] if estimated else math.nan,
         link_seconds=sum(_seconds(each, target, config.devices.fsdp) for each in found),
         compile_seconds=took,
         exchanges=found,
