@@ -49,6 +49,12 @@ def _known(name: str) -> bool:
     return True
 
 
+def quickly() -> dict[str, Any] | None:
+    """How to compile what draws parameters: short work and long code, which on CPU takes far longer to compile well
+    than to run."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+
 def jit(function: Callable[..., Any], **how: Any) -> Any:
     """`jax.jit` with `options`, chosen when it is first called: to ask for the platform is to start JAX on it.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax import xla
 from ddpm_jax.config import Config
 from ddpm_jax.data import pipeline, resident
 from ddpm_jax.data.pipeline import Batch
@@ -132,7 +133,7 @@ def start(
 ) -> None:
     """Give every chunk its batches from `step` on; and its members' states before the first, if it has none."""
     for kind in kinds:
-        make, made = jax.jit(kind.parts.make, compiler_options=run.quickly()), {}
+        make, made = jax.jit(kind.parts.make, compiler_options=xla.quickly()), {}
         for chunk in kind.chunks:
             of_each = [configs[kind.members[row]] for row in chunk.rows]
             chunk.batches = _batches(source, of_each, step, chunk.given.key.sharding)

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import files, nets, networks, records
+from ddpm_jax import files, nets, networks, records, xla
 from ddpm_jax.config import Config, Devices
 from ddpm_jax.data.pipeline import Batch
 from ddpm_jax.diffusion import bins, continuous, norms, schedules, timesteps, uncertainty
@@ -70,8 +70,10 @@ class Parts:
 
     def init(self) -> State:
         """The state before the first step, on the devices of the mesh."""
-        make = jax.jit(self._making, out_shardings=self.shardings(), compiler_options=quickly())
-        return make(jax.random.key(self.config.seed))
+        make: Any = jax.jit(self._making, out_shardings=self.shardings(), compiler_options=xla.quickly())
+        state = make(jax.random.key(self.config.seed))
+        make.clear_cache()  # of a large network it holds 150 MB of code that has run for good
+        return state
 
     def start_from(self, params: Any) -> State:
         """The state before the first step, with these parameters in place of fresh ones."""
@@ -90,12 +92,6 @@ class Parts:
     def shardings(self) -> State:
         """Where each array of the state lies."""
         return jax.tree.map(lambda x: x.sharding, self.abstract())
-
-
-def quickly() -> dict[str, Any] | None:
-    """How to compile what draws parameters: short work and long code, which on CPU takes far longer to compile well
-    than to run."""
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
 def training_key(config: Config) -> jax.Array:
