@@ -17,8 +17,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -136,15 +134,6 @@ def side(job: dict[str, Any]) -> None:
         sides.serve({"shape": shape, "before": begun}, {"go": go, "memory": lambda _: machine.resident()})
 
 
-def start(job: dict[str, Any]) -> sides.Side:
-    """A way's process; returns once it has brought its first batch."""
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  the side's own, closed with it
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
-    process = subprocess.Popen([sys.executable, __file__, "side", json.dumps(job)], **pipes)
-    made = sides.Side(name=job["name"], process=process, errors=errors)
-    return dataclasses.replace(made, ready=made.answer()["ready"])
-
-
 def measure(case: str, file: Path, asked: Flags) -> dict[str, Any]:
     """All ways of one case in turn: seconds of a batch, images a second, and ours over PyTorch's best."""
     mapped, batch_size = records.pick(CASES, case, "--cases")
@@ -155,7 +144,7 @@ def measure(case: str, file: Path, asked: Flags) -> dict[str, Any]:
     with contextlib.ExitStack() as running:
         started = []
         for name in names:
-            started.append(start({**job, "name": name}))
+            started.append(sides.launch(name, [__file__, "side", json.dumps({**job, "name": name})]))
             running.callback(started[-1].end)
         seconds = sides.turns(started, rounds=asked.rounds)
         resident = {each.name: each.ask("memory") for each in started}

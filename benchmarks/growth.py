@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax_side
 import machine
 import numpy as np
 import sides
@@ -80,7 +81,7 @@ def training(config: Config) -> Point:
         box[0], metrics = step(box[0], batch, key)
         jax.block_until_ready((box[0], metrics))
 
-    return timed(once) | {"memory": memory(before), "planned": planned(step)}
+    return timed(once) | {"memory": memory(before), "planned": jax_side.planned(step)["all"]}
 
 
 def sampling(steps: int) -> Point:
@@ -98,7 +99,7 @@ def sampling(steps: int) -> Point:
     before = start() - sum(x.nbytes for x in jax.tree.leaves(params))
     numbers, key = jnp.arange(SMALL_BATCH, dtype=jnp.int32), jax.random.key(0)
     found = timed(lambda: jax.block_until_ready(program(params, key, numbers, None)))
-    return found | {"memory": memory(before), "planned": planned(program)}
+    return found | {"memory": memory(before), "planned": jax_side.planned(program)["all"]}
 
 
 def reading(images: int) -> Point:
@@ -131,13 +132,6 @@ def memory(before: int) -> float:
 def own() -> float:
     """Bytes that this process holds, but for mapped files, which the system may take back; nan where it can't say."""
     return machine.resident().get("own", math.nan)
-
-
-def planned(program: Any) -> float:
-    """Bytes that the compiler sets aside, arguments and results included."""
-    found = program.memory_analysis()
-    aside = found.temp_size_in_bytes + found.argument_size_in_bytes + found.output_size_in_bytes
-    return aside - found.alias_size_in_bytes
 
 
 def timed(once: Callable[[], Any], least: float = LEAST) -> Point:

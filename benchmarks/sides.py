@@ -149,14 +149,23 @@ def start(name: str, job: Mapping[str, Any], *, threads: int, env: Mapping[str, 
     framework, how = pick(VARIANTS, name, "--variants")
     job = {**job, **how, "threads": threads}
     own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return launch(name, [str(HERE / f"{framework}_side.py"), json.dumps(job)], {**own, **(env or {})})
+
+
+def launch(name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Side:
+    """A side by the Python program that it is, and its arguments; returns once it is ready.
+
+    Raises:
+        SideError: if it ends before that.
+    """
     errors = tempfile.TemporaryFile()  # noqa: SIM115  the side's own, closed with it
     process = subprocess.Popen(
-        [sys.executable, str(HERE / f"{framework}_side.py"), json.dumps(job)],
+        [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env={**os.environ, **own, **(env or {})},
+        env={**os.environ, **(env or {})},
     )
     side = Side(name=name, process=process, errors=errors)
     try:

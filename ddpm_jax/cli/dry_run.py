@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -73,10 +72,7 @@ def _data(config: Config) -> str:
 
 
 def _state(parts: Parts) -> str:
-    def size(tree: Any) -> int:
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-    state = parts.abstract()
+    state, size = parts.abstract(), planning.bytes_on_device
     shares = {
         "parameters": size(state.trained()),
         "averages": size((state.ema, state.power_ema)),

@@ -1,6 +1,6 @@
 """Know before you rent: the very programs of a run, compiled for machines that aren't there, and what they need."""
 
-from ddpm_jax.planning.ahead import Plan, check, compile_sampler, compile_step, model_flops, plan, save
+from ddpm_jax.planning.ahead import Plan, bytes_on_device, check, compile_sampler, compile_step, model_flops, plan, save
 from ddpm_jax.planning.collectives import Collective
 from ddpm_jax.planning.targets import CHIPS, Target, find, prepare
 
@@ -9,6 +9,7 @@ __all__ = [
     "Collective",
     "Plan",
     "Target",
+    "bytes_on_device",
     "check",
     "compile_sampler",
     "compile_step",

@@ -237,17 +237,22 @@ def _known(parts: Parts, target: Target, config: Config) -> dict[str, Any]:
     return {"target": target.name, "mesh": mesh, **numbers}
 
 
+def bytes_on_device(tree: Any) -> int:
+    """Of arrays, or of shapes that say where they will lie: what one device holds of them."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def _state_bytes(parts: Parts, draws: bool) -> dict[str, Any]:
     """What the parts of the state take on a device."""
-
-    def of(tree: Any) -> int:
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
     state = parts.abstract()
     if draws:  # the network alone, whole on every device
         whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.params))
         return {"params": whole, "ema": 0, "opt_state": 0}
-    return {"params": of(state.trained()), "ema": of((state.ema, state.power_ema)), "opt_state": of(state.opt_state)}
+    return {
+        "params": bytes_on_device(state.trained()),
+        "ema": bytes_on_device((state.ema, state.power_ema)),
+        "opt_state": bytes_on_device(state.opt_state),
+    }
 
 
 def _peak(memory: Any) -> float:
