@@ -1,12 +1,14 @@
 """Layers against the same sums written out in float64 NumPy."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.nets import layers
+from ddpm_jax.nets import layers, remat
 
 SIZES = [(3, 1), (5, 1), (7, 1), (1, 1), (3, 2), (5, 2)]
 # One image at a time, two of four, one in all: what the kernel's gradient may have to do with a batch.
@@ -170,6 +172,76 @@ def test_enlarge_doubles_each_pixel():
     x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     wanted = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     assert layers.enlarge(x)[0, :, :, 0].tolist() == wanted
+
+
+FORMS_OF_ENLARGED = [layers.convolve_enlarged, layers._in_phases, layers._spread_out]
+
+
+def enlarged(x, kernel, grad):
+    """Output and both gradients of the convolution of x with every pixel doubled, tap by tap."""
+    doubled = np.asarray(x, np.float64).repeat(2, 1).repeat(2, 2)
+    y, x_grad, kernel_grad = explicit(doubled, kernel, grad, 1)
+    return y, x_grad.reshape(x.shape[0], x.shape[1], 2, x.shape[2], 2, -1).sum((2, 4)), kernel_grad
+
+
+def drawn_enlarged(dtype=jnp.float32, rows=5, columns=4):
+    keys = jax.random.split(jax.random.key(rows), 3)
+    shapes = (3, rows, columns, 5), (3, 3, 5, 2), (3, 2 * rows, 2 * columns, 2)
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def enlarged_with_gradients(form, x, kernel, grad):
+    y, back = jax.vjp(form, x, kernel)
+    return y, *back(grad)
+
+
+@pytest.mark.parametrize("form", FORMS_OF_ENLARGED)
+@pytest.mark.parametrize(("rows", "columns"), [(5, 4), (1, 1), (1, 6)])
+def test_convolution_of_an_enlarged_image_is_the_sums_written_out(form, rows, columns):
+    given = drawn_enlarged(rows=rows, columns=columns)
+    found = jax.jit(functools.partial(enlarged_with_gradients, form))(*given)
+    for got, wanted in zip(found, enlarged(*given), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("form", FORMS_OF_ENLARGED)
+def test_convolution_of_an_enlarged_image_in_bfloat16_is_right_to_its_eight_bits(form):
+    """Weights come in float32, as layers keep them, and are rounded once they are added up: two roundings in all."""
+    x, kernel, grad = drawn_enlarged(jnp.bfloat16)
+    found = enlarged_with_gradients(form, x, kernel.astype(jnp.float32), grad)
+    assert [a.dtype for a in found] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    for got, wanted in zip(found, enlarged(x, kernel, grad), strict=True):
+        np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=0, atol=2**-7 * np.abs(wanted).max())
+
+
+def test_the_gradients_of_an_enlarging_convolution_can_be_differentiated():
+    """It is bilinear, as its gradients are: a derivative along x' is the same with x' in place of x."""
+    x, kernel, grad = drawn_enlarged()
+    x_dot = jnp.flip(x, 0)
+    got = jax.jvp(lambda x: enlarged_with_gradients(layers.convolve_enlarged, x, kernel, grad)[::2], (x,), (x_dot,))[1]
+    for a, b in zip(got, enlarged(x_dot, kernel, grad)[::2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+
+@pytest.mark.usefixtures("both_gradients")
+def test_remat_changes_no_gradient_and_by_products_works_fewer_convolutions_out_anew():
+    x, kernel, _ = drawn(3)
+    square = jnp.concatenate([kernel] * 3, axis=3)[..., :5]
+
+    def gradients(policy):
+        @functools.partial(jax.checkpoint, policy=policy)
+        def block(x, kernel):
+            return jnp.sin(layers.convolve_enlarged(jnp.sin(layers.convolve(jnp.sin(x), kernel)), kernel))
+
+        lowered = jax.jit(jax.grad(lambda *given: jnp.sin(block(*given)).sum(), (0, 1))).lower(x, square)
+        return lowered.as_text().count("stablehlo.convolution"), lowered.compile()(x, square)
+
+    (_, wanted), (few, kept), (many, anew) = map(
+        gradients, [jax.checkpoint_policies.everything_saveable, remat._products, None]
+    )
+    assert few < many
+    for got in (kept, anew):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, wanted)
 
 
 def test_a_width_that_groups_do_not_divide_is_refused():

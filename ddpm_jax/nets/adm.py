@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.nets import layers
+from ddpm_jax.nets.remat import rematted
 from ddpm_jax.types import Labels, Outputs, Pictures, Times, checked
 
 EPSILON = 1e-5
 FLOAT32 = jnp.dtype("float32")
 
 
-def _conv(x: jax.Array, features: int, dtype: jnp.dtype, name: str, *, size: int = 3, halve: bool = False) -> jax.Array:
+def _conv(x: jax.Array, features: int, dtype: jnp.dtype, name: str, *, size: int = 3, how: str = "keep") -> jax.Array:
     init = {"kernel_init": layers.pytorch_kernel, "bias_init": layers.pytorch_bias(size * size * x.shape[-1])}
-    steps = {"stride": 2, "pad_before": 1} if halve else {}
+    steps = {"keep": {}, "down": {"stride": 2, "pad_before": 1}, "up": {"up": True}}[how]
     return layers.Conv(features, size=size, dtype=dtype, name=name, **steps, **init)(x)
 
 
@@ -57,9 +58,9 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
-        resize = layers.RESIZE[self.resize]
-        h = resize(nn.silu(_norm(x, self.groups, self.dtype, "norm1")))
-        h = _conv(h, self.features, self.dtype, "conv1")
+        resize, up = layers.RESIZE[self.resize], self.resize == "up"
+        h = nn.silu(_norm(x, self.groups, self.dtype, "norm1"))
+        h = _conv(h if up else resize(h), self.features, self.dtype, "conv1", how="up" if up else "keep")
         x = resize(x)
         width = 2 * self.features if self.scale_shift_norm else self.features
         emb = _dense(nn.silu(emb), width, self.dtype, "emb")[:, None, None, :]
@@ -133,8 +134,8 @@ class ADM(nn.Module):
     def __call__(self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False) -> Outputs:
         widths = [int(multiplier * self.features) for multiplier in self.multipliers]
         self._check(x_t, labels, widths)
-        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
-        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
+        res_block = rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = rematted(AttentionBlock, self.remat, attends=True)
         emb = self._embed(t, labels)
 
         def block(x: jax.Array, width: int, name: str, how: str = "keep") -> jax.Array:
@@ -152,8 +153,7 @@ class ADM(nn.Module):
         def resize(x: jax.Array, how: str, name: str) -> jax.Array:
             if self.resblock_updown:
                 return block(x, x.shape[-1], name, how)
-            x = layers.enlarge(x) if how == "up" else x
-            return _conv(x, x.shape[-1], self.dtype, name, halve=how == "down")
+            return _conv(x, x.shape[-1], self.dtype, name, how=how)
 
         last = len(widths) - 1
         x = _conv(x_t, widths[0], self.dtype, "conv_in")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.nets import layers
 from ddpm_jax.nets.layers import Conv
+from ddpm_jax.nets.remat import rematted
 from ddpm_jax.nets.unet import EPSILON, AttentionBlock, ResBlock
 from ddpm_jax.types import Labels, PerImage, Pictures, Times, checked
 
@@ -65,8 +66,8 @@ class Classifier(nn.Module):
         self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False
     ) -> Float[Array, "B {self.num_classes}"] | PerImage:
         self._check(x_t)
-        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
-        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
+        res_block = rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = rematted(AttentionBlock, self.remat, attends=True)
         width = 4 * self.features
         emb = layers.dense(width, dtype=self.dtype, name="time1")(layers.embed_time(t, self.features))
         emb = layers.dense(width, dtype=self.dtype, name="time2")(nn.silu(emb))

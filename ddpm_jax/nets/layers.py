@@ -7,7 +7,6 @@ whatever the dtype.
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -114,12 +113,48 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, pad_before: in
     return pick(SAME_CONVOLUTIONS, chosen, "DDPM_JAX_KERNEL_GRADIENT")(x, kernel)
 
 
+def _in_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Even and odd rows, even and odd columns: four convolutions with 2 x 2 kernels, laid into each other."""
+    B, H, W, _ = x.shape
+
+    def halves(kernel: jax.Array, axis: int) -> list[tuple[jax.Array, tuple[int, int]]]:
+        """What an even and what an odd place sees of x: the weights, and the padding that puts them there."""
+        first, middle, last = jnp.split(kernel, 3, axis)
+        even, odd = (first, middle + last), (first + middle, last)
+        return [(jnp.concatenate(even, axis), (1, 0)), (jnp.concatenate(odd, axis), (0, 1))]
+
+    def columns(kernel: jax.Array, rows: tuple[int, int]) -> jax.Array:
+        parts = [_conv(x, part.astype(x.dtype), (1, 1), (rows, pad)) for part, pad in halves(kernel, 1)]
+        return jnp.concatenate(parts, axis=-1)
+
+    return jnp.stack([columns(part, pad) for part, pad in halves(kernel, 0)], axis=2).reshape(B, 2 * H, 2 * W, -1)
+
+
+def _spread_out(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x with a 0 after every pixel, convolved with a 4 x 4 kernel: XLA for TPUs leaves out what meets a 0."""
+    wide = jnp.pad(kernel, ((1, 1), (1, 1), (0, 0), (0, 0)))
+    rows = wide[:4] + wide[1:]
+    summed = (rows[:, :4] + rows[:, 1:]).astype(x.dtype)
+    numbers, padding = ("NHWC", "HWIO", "NHWC"), ((2, 2), (2, 2))
+    return lax.conv_general_dilated(x, summed, (1, 1), padding, lhs_dilation=(2, 2), dimension_numbers=numbers)
+
+
+def convolve_enlarged(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """convolve(enlarge(x), kernel) of x [B, H, W, C] and kernel [3, 3, C, D]: [B, 2H, 2W, D], in x's dtype.
+
+    The nine pixels that one sees are copies of four. Their weights are added up beforehand, in the kernel's dtype, and
+    no enlarged x is made: 4 products for 9.
+    """
+    return lax.platform_dependent(x, kernel, cpu=_in_phases, default=_spread_out)
+
+
 class Conv(nn.Module):
-    """Convolution with bias; a kernel of size 1 is a dense layer over channels."""
+    """Convolution with bias, if `up` of the enlarged input; a kernel of size 1 is a dense layer over channels."""
 
     features: int
     size: int = 3
     stride: int = 1
+    up: bool = False
     pad_before: int = 0
     kernel_init: Callable = fan_average
     bias_init: Callable = zeros
@@ -129,7 +164,11 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad_before=self.pad_before)
+        x = x.astype(self.dtype)
+        if self.up:
+            y = convolve_enlarged(x, kernel)
+        else:
+            y = convolve(x, kernel.astype(self.dtype), stride=self.stride, pad_before=self.pad_before)
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
         return y
@@ -223,34 +262,6 @@ def halve(x: jax.Array) -> jax.Array:
 
 RESIZE = {"keep": lambda x: x, "down": halve, "up": enlarge}
 """How a block's input is resized on its way in."""
-
-
-def _products(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in ("conv_general_dilated", "dot_general")
-
-
-REMAT: dict[str, tuple[bool, Callable[..., bool] | None]] = {
-    "none": (False, None),
-    "attention": (False, None),
-    "products": (True, _products),
-    "full": (True, None),
-}
-"""What the backward pass works out anew, by name: (blocks too?, what of them is kept all the same)."""
-
-
-def rematted(block: type[nn.Module], how: str, *, attends: bool = False, static_argnums: tuple[int, ...] = ()) -> Any:
-    """`block`, or the same with activations that the backward pass works out anew (Chen et al. 2016).
-
-    none keeps everything; attention forgets what is inside the attention blocks, [N, N] scores above all; products
-    keeps the results of convolutions and products and forgets norms and nonlinearities; full keeps each block's input.
-
-    Raises:
-        ValueError: for another name.
-    """
-    blocks, policy = pick(REMAT, how, "--net.remat")
-    if not (blocks or (attends and how == "attention")):
-        return block
-    return nn.remat(block, static_argnums=static_argnums, policy=policy)
 
 
 def check_size(x: jax.Array, halvings: int) -> None:

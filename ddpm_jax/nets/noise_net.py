@@ -22,9 +22,9 @@ GROUPS, EPSILON = 4, 1e-5
 HEADS, HEAD_FEATURES = 4, 32
 
 
-def _conv(x: jax.Array, features: int, size: int, dtype: jnp.dtype, name: str, *, use_bias: bool = True) -> jax.Array:
+def _conv(x: jax.Array, features: int, size: int, dtype: jnp.dtype, name: str, **how: bool) -> jax.Array:
     init = {"kernel_init": layers.pytorch_kernel, "bias_init": layers.pytorch_bias(size * size * x.shape[-1])}
-    return layers.Conv(features, size=size, use_bias=use_bias, dtype=dtype, name=name, **init)(x)
+    return layers.Conv(features, size=size, dtype=dtype, name=name, **how, **init)(x)
 
 
 def _dense(x: jax.Array, features: int, dtype: jnp.dtype, name: str) -> jax.Array:
@@ -132,8 +132,7 @@ class NoiseNet(nn.Module):
             for i in range(2):
                 x = block(jnp.concatenate([x, skips.pop()], axis=-1), dims[level + 1], f"up{level}_block{i}")
             x = attend(x, level, f"up{level}_attention")
-            x = layers.enlarge(x) if level > 0 else x
-            x = _conv(x, dims[level], 3, self.dtype, f"up{level}_resize")
+            x = _conv(x, dims[level], 3, self.dtype, f"up{level}_resize", up=level > 0)
 
         x = block(jnp.concatenate([x, skips.pop()], axis=-1), self.init_dim, "block_out")
         return _conv(x, self.channels, 1, self.dtype, "conv_out").astype(x_t.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.nets import layers
 from ddpm_jax.nets.layers import Conv
+from ddpm_jax.nets.remat import rematted
 from ddpm_jax.types import Labels, Outputs, Pictures, Times, checked
 
 EPSILON = 1e-6
@@ -50,9 +51,9 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
-        resize = layers.RESIZE[self.resize]
-        h = resize(nn.silu(_norm(x, self.groups, self.dtype, "norm1")))
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        resize, up = layers.RESIZE[self.resize], self.resize == "up"
+        h = nn.silu(_norm(x, self.groups, self.dtype, "norm1"))
+        h = Conv(self.features, up=up, dtype=self.dtype, name="conv1")(h if up else resize(h))
         x = resize(x)
         width = 2 * self.features if self.scale_shift_norm else self.features
         emb = layers.dense(width, dtype=self.dtype, name="emb")(nn.silu(emb))[:, None, None, :]
@@ -131,8 +132,8 @@ class UNet(nn.Module):
         self._check(x_t, labels)
         if (low is None or low_t is None) if self.conditional else low is not None:
             raise ValueError(f"low and low_t are for a conditional network, and needed there; got {self.conditional=}")
-        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
-        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
+        res_block = rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = rematted(AttentionBlock, self.remat, attends=True)
         options = (self.dropout, self.scale_shift_norm, self.groups)
         emb = self._embed(t, labels, low_t)
 
@@ -147,9 +148,7 @@ class UNet(nn.Module):
             width = x.shape[-1]
             if self.resblock_updown:
                 return res_block(width, *options, how, self.dtype, name=name)(x, emb, train)
-            if how == "up":
-                x = layers.enlarge(x)
-            return Conv(width, stride=2 if how == "down" else 1, dtype=self.dtype, name=name)(x)
+            return Conv(width, stride=2 if how == "down" else 1, up=how == "up", dtype=self.dtype, name=name)(x)
 
         last = len(self.multipliers) - 1
         x = Conv(self.features, dtype=self.dtype, name="conv_in")(

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.nets import layers
 from ddpm_jax.nets.layers import Conv
+from ddpm_jax.nets.remat import rematted
 from ddpm_jax.types import Labels, Outputs, Pictures, Times, checked
 
 GROUPS, EPSILON = 32, 1e-6
@@ -111,8 +112,8 @@ class VDM(nn.Module):
     @checked
     def __call__(self, x_t: Pictures, t: Times, labels: Labels | None = None, *, train: bool = False) -> Outputs:
         self._check(labels)
-        res_block = layers.rematted(ResBlock, self.remat, static_argnums=(3,))
-        attention = layers.rematted(AttentionBlock, self.remat, attends=True)
+        res_block = rematted(ResBlock, self.remat, static_argnums=(3,))
+        attention = rematted(AttentionBlock, self.remat, attends=True)
         condition = self._embed(t)
 
         def block(x: jax.Array, name: str) -> jax.Array:
