@@ -26,6 +26,9 @@ def test_cpus_alone_have_options(monkeypatch):
 
 @pytest.mark.usefixtures("anew")
 def test_options_that_this_release_does_not_know_are_left_out(monkeypatch):
+    known = {"xla_cpu_enable_fast_math": False}
+    monkeypatch.setitem(xla.CONVOLUTIONS, "eigen", {"xla_cpu_no_such_option": True} | known)
+    assert xla.options("cpu") == known
     monkeypatch.setitem(xla.CONVOLUTIONS, "eigen", {"xla_cpu_no_such_option": True})
     assert xla.options("cpu") is None
 
