@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 
 from ddpm_jax.diffusion.processes import Process
 from ddpm_jax.records import match_arguments, pick
@@ -137,7 +137,7 @@ def beta(process: Process, counts: Sequence[int], *, a: float = 0.6, b: float = 
     if not (a > 0 and b > 0):
         raise ValueError(f"a and b must be positive, got {a} and {b}")
     count = _one(process, counts, "beta")
-    part = beta_distribution.ppf(np.linspace(1, 0, count), a, b)
+    part = betaincinv(a, b, np.linspace(1, 0, count))  # the beta distribution's quantiles
     return _to_image(process, _falling(process, process.end + (process.start - process.end) * part, "beta"))
 
 
