@@ -13,6 +13,10 @@ def main(args: list[str]) -> None:
     asked = flags.training(args)
     # Imported late: a mistyped flag should not have to wait for JAX.
     if asked.dry_run:
+        if asked.launch != type(asked.launch)():
+            raise ValueError(
+                "--dry-run is of this process alone: leave --launch out, or ask python -m ddpm_jax.cli.plan"
+            )
         from ddpm_jax.cli import dry_run
 
         return print(*dry_run.lines(asked.config, asked.workdir, asked.program), "nothing was written", sep="\n")

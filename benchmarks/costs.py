@@ -1,7 +1,8 @@
 """What presets' training steps cost, counted rather than timed: python benchmarks/costs.py [NAME ...] [--out FILE]
 
 Records the figures of all presets, or of those named, in tests/golden/costs.json, to which tests/test_costs.py holds
-every change of the code. Run it again where a change of them is meant.
+the code: `cifar10` and what is compiled in every run of the tests, the other presets with -m slow. Run it again where a
+change of them is meant.
 
     lowered     each preset's step with its own network and batch, before a compiler sees it, for TPU and for CPU:
                 operations, bytes and transcendentals as XLA counts them (the body of a loop once), the program's

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ddpm_jax import heap
 from ddpm_jax.records import pick
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +85,11 @@ def repeated(unit: Callable[[], Any]) -> Callable[[str], dict[str, Any]]:
 
 
 def pin(threads: int) -> None:
-    """Keep this process on so many cores; JAX takes its number of threads from them. Before JAX or torch starts."""
+    """Keep this process on so many cores; JAX takes its number of threads from them. Before JAX or torch starts.
+
+    Either side keeps the memory that it has freed, too, as this project's programs do: PyTorch gains 0 to 7 % by it.
+    """
+    heap.keep()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
@@ -94,7 +99,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class SideError(RuntimeError):
+class SideError(OSError):
     """A side that ended before its time; the text is the last line that it said."""
 
 

@@ -1,6 +1,7 @@
 """train.py --dry-run: what would be done is said, and nothing is."""
 
 import dataclasses
+import runpy
 
 import jax
 import numpy as np
@@ -69,6 +70,17 @@ def test_what_the_run_would_refuse_is_refused(tiny_run, tmp_path):
         told(CONFIG, tmp_path)
     with pytest.raises(ValueError, match="log-every must be at least 1, got 0"):
         told(dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, log_every=0)), tmp_path / "new")
+
+
+def test_a_program_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--program: there is no file .*/none"):
+        told(CONFIG, tmp_path / "new", program=tmp_path / "none")
+
+
+def test_launch_flags_are_refused_since_it_is_of_one_process(tmp_path):
+    main = runpy.run_path(str(ROOT / "train.py"))["main"]
+    with pytest.raises(ValueError, match="--dry-run is of this process alone: leave --launch out"):
+        main([str(TINY), "--workdir", str(tmp_path / "new"), "--dry-run", "--launch.num-processes", "2"])
 
 
 def test_data_that_is_not_there_is_told_and_not_fetched(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_jax"
 ORDER = (
-    ("types", "files"),
+    ("types", "files", "heap"),
     ("torch_files",),
     ("records", "networks"),
     ("config", "xla"),

@@ -224,14 +224,15 @@ def test_the_gradients_of_an_enlarging_convolution_can_be_differentiated():
 
 
 @pytest.mark.usefixtures("both_gradients")
-def test_remat_changes_no_gradient_and_by_products_works_fewer_convolutions_out_anew():
+@pytest.mark.parametrize("convolution", [layers.convolve, layers.convolve_enlarged])
+def test_remat_changes_no_gradient_and_by_products_works_fewer_convolutions_out_anew(convolution):
     x, kernel, _ = drawn(3)
     square = jnp.concatenate([kernel] * 3, axis=3)[..., :5]
 
     def gradients(policy):
         @functools.partial(jax.checkpoint, policy=policy)
         def block(x, kernel):
-            return jnp.sin(layers.convolve_enlarged(jnp.sin(layers.convolve(jnp.sin(x), kernel)), kernel))
+            return jnp.sin(convolution(jnp.sin(x), kernel))
 
         lowered = jax.jit(jax.grad(lambda *given: jnp.sin(block(*given)).sum(), (0, 1))).lower(x, square)
         return lowered.as_text().count("stablehlo.convolution"), lowered.compile()(x, square)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import weakref
 from typing import Any
 
 import jax
@@ -101,6 +102,26 @@ def tiny():
     # The last convolution begins as zero: a network that says something is wanted.
     params = jax.tree.map(lambda x: x + 0.02, parts.init().ema)
     return parts, params
+
+
+def test_batches_are_let_go_once_they_are_shown_or_written(tmp_path, tiny, monkeypatch):
+    parts, params = tiny
+    made, left, to_bytes = [], [], drawing.pictures.to_bytes
+
+    def noted(drawn):
+        left.append(sum(batch() is not None for batch in made))
+        found = to_bytes(drawn)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(drawing.pictures, "to_bytes", noted)
+    monkeypatch.setattr(drawing, "MOST_IN_GRID", 3)
+    settings = dataclasses.replace(parts.config.sampling, sampler="ddim", steps=(2,))
+    of = drawing.Drawing(parts=parts, params=params, settings=settings, seed=0, label=None, out=tmp_path / "grid.png")
+    drawing.images(of, num=10, batch_size=2, singles=None, npz=tmp_path / "all.npz")
+    assert len(left) == 5
+    assert max(left) <= 1  # the one before, which a name still stands for
+    assert np.load(tmp_path / "all.npz")["images"].shape == (10, 8, 8, 1)
 
 
 def test_in_bfloat16_kernels_are_rounded_once_and_x_t_stays_float32(tiny):

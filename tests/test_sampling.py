@@ -200,6 +200,28 @@ def test_four_devices_draw_the_images_of_one(tmp_path):
     np.testing.assert_allclose(images[1], images[0], atol=1e-6)
 
 
+COMPILED = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_log_compiles", True)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ddpm_jax.diffusion import schedules
+from ddpm_jax.sampling import SAMPLERS, sample_path
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+sample_path(
+    jax.random.key(0), lambda x, t: 0.3 * x + 0.1, schedules.linear(20), shape=(4, 4, 1), num=8, batch_size=4,
+    sampler=SAMPLERS["dpm_solver_pp_2m"](), frames=3, sharding=NamedSharding(mesh, PartitionSpec("data")),
+    on_step=lambda step: None,
+)
+"""
+
+
+def test_on_several_devices_the_loop_is_compiled_once():
+    """What the sampler remembers, and the frames, lie from the first call on where later calls leave them."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=120, capture_output=True, text=True)
+    assert done.stderr.count("Compiling jit(go_on)") == 1, done.stderr
+
+
 @pytest.mark.parametrize("frames", [5, 50])
 def test_frames_lead_from_the_noise_to_the_image(frames):
     """Also more frames than moments: some are then shown twice."""

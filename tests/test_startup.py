@@ -87,6 +87,17 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path):
     assert {entry.name for entry in folder.glob("*-cache")} == written  # found again
 
 
+def test_a_folder_that_others_can_write_to_is_not_read(tmp_path):
+    """What lies there is run."""
+    folder = tmp_path / ".cache" / "ddpm_jax" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    done = start(tmp_path)
+    assert done.stdout == "None 2\n"
+    assert f"compiled programs aren't kept ({folder}: others can write to it)" in done.stderr
+    assert list(folder.iterdir()) == []
+
+
 def test_the_users_own_settings_decide_where_and_whether(tmp_path):
     """And a folder that can't be written costs a line, not the run."""
     (tmp_path / "file").write_text("")

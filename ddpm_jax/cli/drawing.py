@@ -76,7 +76,8 @@ def images(of: Drawing, *, num: int, batch_size: int, singles: Place | None, npz
             for encoded in busy:
                 encoded.result()
             found = pictures.to_bytes(drawn)
-            shown.append(found[: max(0, MOST_IN_GRID - done)])
+            if done < MOST_IN_GRID:
+                shown.append(found[: MOST_IN_GRID - done].copy())  # a view would keep the whole batch
             names = enumerate(found, done) if singles is not None else ()
             busy = [pool.submit(pictures.save_png, singles / f"{i:06d}.png", image) for i, image in names]
             busy += [pool.submit(pack, found.tobytes())] if npz is not None else []

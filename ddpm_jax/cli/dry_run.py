@@ -8,6 +8,7 @@ import jax
 from ddpm_jax import data, files, planning
 from ddpm_jax.config import Classifier, Config
 from ddpm_jax.training import checkpoint, checks, feed, preview
+from ddpm_jax.training import program as program_lib
 from ddpm_jax.training.draw import way, width
 from ddpm_jax.training.run import Parts, abstract_arguments, build
 
@@ -28,6 +29,8 @@ def lines(config: Config, workdir: files.Place, program: files.Place | None = No
     changed = checks.folder(config, workdir)
     begun = checkpoint.newest(workdir / "checkpoints")
     checks.dispatches(config, begun)
+    if program is not None:
+        program_lib.read(program, parts)
     found = _data(config)
     yield _line("run", _run(config, workdir, begun))
     yield from (_line("", f"with {line}") for line in changed)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import files, nets, networks
+from ddpm_jax import files, nets, networks, xla
 from ddpm_jax.config import Config
 from ddpm_jax.planning import collectives
 from ddpm_jax.planning.collectives import Collective
@@ -135,10 +135,9 @@ def compile_sampler(parts: Parts, target: Target, *, effort: float = QUICK) -> A
     state, _, key = abstract_arguments(parts)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
     labels = numbers if num_classes(config) else None
-    traced = jax.jit(draw, in_shardings=(whole, whole, rows, rows), out_shardings=rows).trace(
-        params, key, numbers, labels
-    )
-    return _compile(traced, target, effort)
+    placed = {"in_shardings": (whole, whole, rows, rows), "out_shardings": rows}
+    drawing = jax.jit(draw, compiler_options=xla.options(target.chip.platform), **placed)
+    return _compile(drawing.trace(params, key, numbers, labels), target, effort)
 
 
 def _compile(traced: Any, target: Target, effort: float) -> Any:

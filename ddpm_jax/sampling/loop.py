@@ -50,7 +50,7 @@ def begin(
     if x_T is None:
         x_T = levels.start_std * first_noise(key, indices, shape, dtype)
     x_T = jnp.asarray(x_T, dtype)
-    empty = jnp.zeros((frames, *x_T.shape), dtype)
+    empty = 0 * jnp.broadcast_to(x_T, (frames, *x_T.shape))  # spread over devices as x_T is
     return sampler.init(_keys(key, indices)[:, 1], x_T), Path(x_t=empty, x_0=empty)
 
 

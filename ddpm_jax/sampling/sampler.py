@@ -96,7 +96,8 @@ def start_remembering(number: int) -> Init:
     """Of one that remembers `number` arrays like x, in past [number, B, ...]; the newest stands first."""
 
     def init(keys: jax.Array, x_T: jax.Array) -> State:
-        return dataclasses.replace(start(keys, x_T), past=jnp.zeros((number, *x_T.shape), x_T.dtype))
+        # Made of x_T, so that it is spread over devices as that is, and as what comes back is: else XLA compiles twice.
+        return dataclasses.replace(start(keys, x_T), past=0 * jnp.broadcast_to(x_T, (number, *x_T.shape)))
 
     return init
 

@@ -6,6 +6,7 @@ version and the features of the machine's CPU among it: machines of several kind
 """
 
 import os
+import stat
 import sys
 import time
 import zlib
@@ -35,7 +36,8 @@ def keep() -> Path | None:
     folder: Path | None = None
     try:
         folder = cache_dir() / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # its own: what is read from it is run
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_own(folder)
         tidy(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         why = f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -45,6 +47,13 @@ def keep() -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         chosen.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     return folder
+
+
+def _check_own(folder: Path) -> None:
+    """What is read from it is run: nobody else may write there."""
+    facts = folder.stat()
+    if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise RuntimeError(f"{folder}: others can write to it")
 
 
 def tidy(folder: Path, *, most: int = MOST) -> None:

@@ -140,7 +140,7 @@ def conditions_of(parts: Parts, seed: int, numbers: np.ndarray, label: int | Non
 def in_dtype(parts: Parts, params: Any, dtype: str, *, under: str = "--sampling.") -> tuple[Parts, Any]:
     """The run's parts and parameters for a network that computes in `dtype`; as they are for "".
 
-    For bfloat16 kernels and tables are rounded here, once, rather than in each step; scales and biases, which are few,
+    For bfloat16 kernels and tables are rounded here rather than in each step; scales and biases, which are few,
     stay float32, and so does all outside the network: x_t, schedule and sampler.
 
     Raises:

@@ -25,8 +25,8 @@ def save(program: Any, parts: Parts, path: files.Place) -> None:
     files.write(path, packed)
 
 
-def load(path: files.Place, parts: Parts) -> TrainStep:
-    """A step to train these parts with, in place of `make_train_step`.
+def read(path: files.Place, parts: Parts) -> bytes:
+    """The machine code of a step for these parts, not loaded yet.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -42,6 +42,16 @@ def load(path: files.Place, parts: Parts) -> TrainStep:
     if wrong := records.differences(made_for, _made_for(parts)):
         told = "; ".join(f"{name} {made!r}, here {here!r}" for name, (made, here) in wrong.items())
         raise ValueError(f"--program: {path} was made for {told}")
+    return code
+
+
+def load(path: files.Place, parts: Parts) -> TrainStep:
+    """A step to train these parts with, in place of `make_train_step`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`; and ValueError if these devices can't load it.
+    """
+    code = read(path, parts)
     arguments = abstract_arguments(parts)
     answer = jax.eval_shape(make_train_step(parts), *arguments)
     trees = jax.tree.structure((arguments, {})), jax.tree.structure(answer)
