@@ -26,7 +26,7 @@ import numpy as np
 import sides
 import tyro
 
-from ddpm_jax import heap, records
+from ddpm_jax import records
 from ddpm_jax.cli import flags
 from ddpm_jax.config import Config, Data, Sampling
 
@@ -213,7 +213,6 @@ class Flags:
 
 def main(args: list[str]) -> None:
     if args[:1] == ["point"]:  # a process of its own
-        heap.keep()
         print(json.dumps(SERIES[args[1]].measure(int(args[2]))))
         return
     asked = flags.parse(Flags, args, prog="growth.py", default=Flags())

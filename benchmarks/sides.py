@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ddpm_jax import heap
 from ddpm_jax.records import pick
 
 HERE = Path(__file__).resolve().parent
@@ -85,11 +84,7 @@ def repeated(unit: Callable[[], Any]) -> Callable[[str], dict[str, Any]]:
 
 
 def pin(threads: int) -> None:
-    """Keep this process on so many cores; JAX takes its number of threads from them. Before JAX or torch starts.
-
-    Either side keeps the memory that it has freed, too, as this project's programs do: PyTorch gains 0 to 7 % by it.
-    """
-    heap.keep()
+    """Keep this process on so many cores; JAX takes its number of threads from them. Before JAX or torch starts."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_jax"
 ORDER = (
-    ("types", "files", "heap"),
+    ("types", "files"),
     ("torch_files",),
     ("records", "networks"),
     ("config", "xla"),

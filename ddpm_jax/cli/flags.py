@@ -153,9 +153,8 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T) -> T:
 
 
 def begin(launch: Launch | None = None, *, saves: str = "") -> None:
-    """What a program does once its flags are read, before anything else of JAX is used: on CPUs it keeps freed memory
-    (`heap.keep`); it meets the other processes, if there are any (`processes.join`), or, being the only one, keeps what
-    it compiles (`compiled.keep`).
+    """What a program does once its flags are read, before anything else of JAX is used: it meets the other processes,
+    if there are any (`processes.join`), or, being the only one, keeps what it compiles (`compiled.keep`).
 
     Of several processes JAX lets only the first write, so that their folder must be one that all see. Which that is,
     only the user knows (JAX_COMPILATION_CACHE_DIR).
@@ -163,10 +162,8 @@ def begin(launch: Launch | None = None, *, saves: str = "") -> None:
     Raises:
         as `processes.join`.
     """
-    from ddpm_jax import heap
     from ddpm_jax.training import compiled, processes
 
-    heap.keep()
     launch = launch or Launch()
     processes.join(launch, saves=saves)
     if not launch.auto and not launch.num_processes:
