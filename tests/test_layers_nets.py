@@ -223,6 +223,12 @@ def test_the_gradients_of_an_enlarging_convolution_can_be_differentiated():
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
 
 
+def test_an_enlarged_image_is_convolved_with_a_kernel_of_nine_taps_alone():
+    x, kernel, _ = drawn(5)
+    with pytest.raises(ValueError, match=r"^kernel must be \[3, 3, C, D\], got shape \(5, 5, 5, 2\)$"):
+        layers.convolve_enlarged(x, kernel)
+
+
 @pytest.mark.usefixtures("both_gradients")
 @pytest.mark.parametrize("convolution", [layers.convolve, layers.convolve_enlarged])
 def test_remat_changes_no_gradient_and_by_products_works_fewer_convolutions_out_anew(convolution):

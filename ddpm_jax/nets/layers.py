@@ -148,7 +148,12 @@ def convolve_enlarged(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The nine pixels that one sees are copies of four. Their weights are added up beforehand, in float32 or wider, and no
     enlarged x is made: 4 products for 9.
+
+    Raises:
+        ValueError: for a kernel of another size.
     """
+    if kernel.shape[:2] != (3, 3):
+        raise ValueError(f"kernel must be [3, 3, C, D], got shape {kernel.shape}")
     kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     return lax.platform_dependent(x, kernel, tpu=_spread_out, default=_in_phases)
 
