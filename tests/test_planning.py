@@ -35,9 +35,11 @@ def a_plan(**changes) -> Plan:
 
 
 def test_the_cifar10_network_has_the_operations_that_others_counted():
-    """6.06 G multiply-adds an image (Ho et al.'s network, as papers on its pruning count it); XLA leaves out those with
-    the zeros around an image, a few per cent."""
-    assert planning.model_flops(load_preset("cifar10")) == pytest.approx(2 * 6.06e9, rel=0.05)
+    """6.06 G multiply-adds an image (Ho et al.'s network, as papers on its pruning count it), less 5 of 9 of the three
+    convolutions of enlarged images, of 256 channels; XLA leaves out those with the zeros around an image, a few per
+    cent."""
+    spared = 5 * (8**2 + 16**2 + 32**2) * 256**2
+    assert planning.model_flops(load_preset("cifar10")) == pytest.approx(2 * (6.06e9 - spared), rel=0.05)
 
 
 def test_figures_follow_from_each_other():
