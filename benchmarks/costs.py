@@ -28,7 +28,7 @@ from ddpm_jax import files, planning, records
 from ddpm_jax.cli import flags
 from ddpm_jax.cli.flags import load_preset
 from ddpm_jax.config import Config
-from ddpm_jax.planning import collectives
+from ddpm_jax.planning import ahead, collectives
 from ddpm_jax.training.run import abstract_arguments, build, make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,8 +92,7 @@ def compiled(config: Config, devices: int, fsdp: int) -> Figures:
 
 
 def _cost(program: Any) -> dict[str, float]:
-    found = program.cost_analysis()
-    found = found[0] if isinstance(found, list) else found
+    found = ahead.analysis(program)
     names = {"operations": "flops", "bytes": "bytes accessed", "transcendentals": "transcendentals"}
     return {name: round(found.get(theirs, 0.0)) for name, theirs in names.items()}
 

@@ -157,7 +157,7 @@ def model_flops(config: Config) -> float:
     x_t, time_ = jnp.zeros((B, *config.data.shape)), jnp.zeros(B)
     labels = [jnp.zeros(B, jnp.int32)] if num_classes(config) else []
     lowered = jax.jit(nets.denoiser(module, params).func).lower(params, x_t, time_, *labels)
-    return float(_analysis(lowered.cost_analysis())["flops"])
+    return float(analysis(lowered)["flops"])
 
 
 def plan(config: Config, target: Target, *, draws: bool = False, effort: float = QUICK) -> tuple[Plan, Any]:
@@ -183,7 +183,7 @@ def plan(config: Config, target: Target, *, draws: bool = False, effort: float =
     state, peak = _state_bytes(parts, draws), _peak(program.memory_analysis())
     # Outside the loop stands the optimizer, which reads and writes the state.
     outside = 0 if draws else 2 * sum(state.values())
-    cost = _all_trips(_analysis(program.cost_analysis()), trips, outside, target)
+    cost = _all_trips(analysis(program), trips, outside, target)
     share = config.batch_size / len(target.devices)
     # XLA counts an operation that it can't estimate, such as the hardware's own random bits, as -1 s.
     estimated = not on_cpu and cost["optimal_seconds"] > 0
@@ -265,8 +265,10 @@ def _peak(memory: Any) -> float:
     return float(aside - memory.alias_size_in_bytes)
 
 
-def _analysis(found: Any) -> dict[str, float]:
-    """Of a program, as JAX's releases differ; empty where there is none, as of a GPU that isn't there."""
+def analysis(program: Any) -> dict[str, float]:
+    """XLA's count of a lowered or compiled program's work, as JAX's releases differ; empty where there is none, as of a
+    GPU that isn't there."""
+    found = program.cost_analysis()
     return (found[0] if isinstance(found, list) else found) or {}
 
 
