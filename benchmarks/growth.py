@@ -64,10 +64,12 @@ def training(config: Config) -> Point:
     """A training step, on random images: seconds, and the most bytes that it needed with its state."""
     import jax
 
+    from ddpm_jax import heap
     from ddpm_jax.data import Batch
     from ddpm_jax.training import mesh
     from ddpm_jax.training.run import abstract_arguments, build, make_train_step, training_key
 
+    heap.keep()
     parts = build(config, devices=jax.devices()[:1])
     made: Any = make_train_step(parts)
     step = made.trace(*abstract_arguments(parts)).lower().compile()

@@ -10,6 +10,8 @@ from typing import Any
 import machine
 import sides
 
+from ddpm_jax import heap
+
 Job = dict[str, Any]
 
 
@@ -148,6 +150,8 @@ def main() -> None:
         jax.config.update("jax_default_matmul_precision", "tensorfloat32")
     else:
         jax.config.update("jax_platforms", "cpu")
+    if job["task"] == "train":
+        heap.keep()  # as train.py does
     jax.devices()
     # All that is imported is there before memory is counted.
     from ddpm_jax.training import draw, run  # noqa: F401

@@ -14,6 +14,8 @@ from typing import Any
 import machine
 import sides
 
+from ddpm_jax import heap
+
 Job = dict[str, Any]
 
 
@@ -162,6 +164,8 @@ TASKS = {"train": training, "sample": sampling}
 def main() -> None:
     job = json.loads(sys.argv[1])
     sides.pin(job["threads"])
+    if job.get("hold"):
+        heap.hold()
     # All that is imported is there before memory is counted; diffusers imports when a name is first asked for.
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel, utils  # noqa: F401
 

@@ -12,7 +12,7 @@ ORDER = (
     ("types", "files"),
     ("torch_files",),
     ("records", "networks"),
-    ("config", "xla"),
+    ("config", "heap", "xla"),
     ("diffusion",),
     ("nets",),
     ("sampling",),

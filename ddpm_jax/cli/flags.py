@@ -154,7 +154,8 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T) -> T:
 
 def begin(launch: Launch | None = None, *, saves: str = "") -> None:
     """What a program does once its flags are read, before anything else of JAX is used: it meets the other processes,
-    if there are any (`processes.join`), or, being the only one, keeps what it compiles (`compiled.keep`).
+    if there are any (`processes.join`), or, being the only one, keeps what it compiles (`compiled.keep`) and, if it
+    trains and `saves` what it learned, the memory that it has freed (`heap.keep`).
 
     Of several processes JAX lets only the first write, so that their folder must be one that all see. Which that is,
     only the user knows (JAX_COMPILATION_CACHE_DIR).
@@ -162,12 +163,15 @@ def begin(launch: Launch | None = None, *, saves: str = "") -> None:
     Raises:
         as `processes.join`.
     """
+    from ddpm_jax import heap
     from ddpm_jax.training import compiled, processes
 
     launch = launch or Launch()
     processes.join(launch, saves=saves)
     if not launch.auto and not launch.num_processes:
         compiled.keep()
+        if saves:
+            heap.keep()
 
 
 def _unbox(text: str) -> str:
