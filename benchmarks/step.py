@@ -40,13 +40,13 @@ class Flags:
     out: Path = Path("benchmarks/results/step.json")
 
 
-def peaks(running: Sequence[sides.Side]) -> Peaks:
-    """Of the best matrix product, by one side of each framework."""
+def peaks(running: Sequence[sides.Side], dtype: str) -> Peaks:
+    """Of the best matrix product in this dtype, by one side of each framework."""
     found: Peaks = {}
     for framework in ("jax", "torch"):
         side = next((s for s in running if sides.VARIANTS[s.name][0] == framework), None)
         if side is not None:
-            found[framework] = {dtype: side.ask(f"gemm {dtype}")["flops"] for dtype in ("float32", "bfloat16")}
+            found[framework] = {dtype: side.ask(f"gemm {dtype}")["flops"]}
     return found
 
 
@@ -74,18 +74,29 @@ def model_flops(config: Config) -> float:
     return 3 * config.batch_size * ahead.model_flops(config)
 
 
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Both results' entries, those of a name in both likewise; what is no mapping is the other's, unless None."""
+    both = {name: merged(one[name], value) for name, value in other.items() if isinstance(one.get(name), Mapping)}
+    return {**one, **{name: value for name, value in other.items() if value is not None}, **both}
+
+
 def measure(case: str, asked: Flags) -> dict[str, Any]:
-    """Times, ratios and shares of the peak for one case."""
+    """Times, ratios and shares of the peak for one case; the variants of one dtype take turns, then those of the next,
+    for all of them at once may want more memory than there is."""
     config = cases.read(case)
     flops = model_flops(config)
     # PyTorch's process keeps freed memory as ours does (`heap`): it gains 2 to 6 % on a CPU.
     job = {"task": "train", "device": asked.device, "hold": True, **cases.job(config, case.partition(":")[0])}
-    with sides.started(asked.variants, job, threads=asked.threads or sides.cores()) as (running, failed):
-        before = peaks(running)
-        seconds = sides.turns(running, rounds=asked.rounds)
-        peak = most(before, peaks(running))
-        found = sides.summary(running, seconds, failed)
-    return {**found, "flops": flops, "peak_flops": peak, "share_of_peak": shares(flops, seconds, peak)}
+    found: dict[str, Any] = {"flops": flops}
+    for dtype in dict.fromkeys(sides.VARIANTS[name][1]["dtype"] for name in asked.variants):
+        names = [name for name in asked.variants if sides.VARIANTS[name][1]["dtype"] == dtype]
+        with sides.started(names, job, threads=asked.threads or sides.cores()) as (running, failed):
+            before = peaks(running, dtype)
+            seconds = sides.turns(running, rounds=asked.rounds)
+            peak = most(before, peaks(running, dtype))
+            shared = {"peak_flops": peak, "share_of_peak": shares(flops, seconds, peak)}
+            found = merged(found, {**sides.summary(running, seconds, failed), **shared})
+    return found
 
 
 def main(args: list[str]) -> None:

@@ -16,7 +16,7 @@ _DEVICES = "--xla_force_host_platform_device_count"
 
 
 def keep() -> bool:
-    """Keep freed memory from here on; is it kept? To be called before JAX starts its devices, and by their thread.
+    """Keep freed memory from here on; is it kept? To be called in the main thread before JAX starts its devices.
 
     Only the heap of a process' first thread grows without bound. So JAX is told to run programs in the thread that
     calls them (jax_cpu_enable_async_dispatch off): the other threads, the compiler's among them, leave that heap in one

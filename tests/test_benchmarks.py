@@ -200,6 +200,13 @@ def test_shares_are_of_the_greater_peak(bench):
     assert found == {"jax-float32": 0.5, "torch-channels-last-bfloat16": 0.75}
 
 
+def test_the_turns_of_two_dtypes_are_one_result(bench):
+    one = {"params": 5, "failed": {}, "peak_flops": {"jax": {"float32": 1.0}, "torch": {"float32": 2.0}}}
+    two = {"params": None, "failed": {"x": "why"}, "peak_flops": {"jax": {"bfloat16": 3.0}}}
+    peaks = {"jax": {"float32": 1.0, "bfloat16": 3.0}, "torch": {"float32": 2.0}}
+    assert bench["step"].merged(one, two) == {"params": 5, "failed": {"x": "why"}, "peak_flops": peaks}
+
+
 def test_memory_is_counted_without_imports_and_compared_with_the_least(bench):
     ready = {"resident": {"own": 100, "files": 200}, "built": {"peak": 900, "files": 250}}
     after = {"resident": {"peak": 700, "files": 260}}
