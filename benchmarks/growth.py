@@ -257,7 +257,7 @@ def draw(found: dict[str, Any], place: Path) -> None:
     """Seconds above and memory below, each series a column, with the lines that were fitted."""
     from matplotlib.figure import Figure
 
-    from ddpm_jax.figures import plots
+    from ddpm_jax.figures import plots, style
 
     names = [name for name in SERIES if name in found]
     figure = Figure(figsize=(3.2 * len(names), 5.6), layout="constrained")
@@ -270,13 +270,20 @@ def draw(found: dict[str, Any], place: Path) -> None:
         if "epoch" in series["points"][0]:
             _plot(seconds, series, "epoch", "C1", "an epoch's order: ")
         _plot(megabytes, series, "memory", "C0", "", scale=1e-6)
-        seconds.set_title(series["title"], fontsize="medium")
-        for axes in (seconds, megabytes):
-            axes.set(xscale="log", yscale="log", xlabel=series["label"])
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
+        for axes, title in ((seconds, series["title"]), (megabytes, "")):
+            style.dress(axes, title, log=True, xlabel=series["label"])
+            _along(axes, [point["x"] for point in series["points"]])
             axes.legend(frameon=False, fontsize="small")
     plots.save(figure, place)
+
+
+def _along(axes: Any, values: Sequence[int]) -> None:
+    """Ticks at what was measured, unless that goes over many decades; what hardly changes begins at 0."""
+    axes.set_xscale("log")
+    if values[-1] < 1000 * values[0]:
+        axes.set_xticks(ticks := values[:: 1 + len(values) // 6], [str(value) for value in ticks])
+        axes.minorticks_off()
+    axes.set_ylim(bottom=0 if axes.get_yscale() == "linear" else None)
 
 
 def _plot(axes: Any, series: dict[str, Any], key: str, color: str, name: str, scale: float = 1.0) -> None:
