@@ -201,3 +201,22 @@ def test_processes_are_asked_to_stop_at_every_number_in_turn(tmp_path, monkeypat
     config = dataclasses.replace(config, run=Run(steps_per_dispatch=2, sample_every=1000, num_samples=1))
     assert int(loop.train(config, tmp_path).step) == 6
     assert asked == [1, 2, 3]
+
+
+def test_an_interrupt_that_python_lost_is_raised_by_the_next_question():
+    """As one is that comes while a callback of the garbage collector runs: that is printed and dropped."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with processes.stop_requests() as asked:
+            assert not asked(1)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                asked(2)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+        with processes.stop_requests() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked(1)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -184,6 +184,11 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     """`asked(n)`: has the platform asked this run to end (SIGTERM)? All processes get the same answer at the same n.
 
     n counts the calls in ones, from anywhere: processes agree on the next n, and one that is passed over never comes.
+    A Ctrl-C that Python lost is raised by the next call: what is raised inside a callback (JAX has one of every garbage
+    collection) is printed and dropped, and a thread that runs programs itself (`heap`) hears of most signals in one.
+
+    Raises:
+        KeyboardInterrupt: by `asked`, of a single process.
     """
     if jax.process_count() > 1:
         # JAX's own service hears of a notice to any process, and agrees on a step that none has reached yet.
@@ -193,9 +198,25 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda n: False  # signals are the main thread's
         return
+    interrupted: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        interrupted.append(number)
+        signal.default_int_handler(number, frame)
+
+    def asked(n: int) -> bool:
+        if interrupted:
+            raise KeyboardInterrupt
+        return told.is_set()
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
-        yield lambda n: told.is_set()
+        yield asked
     finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # A program that was asked to end is about to: asked again, it needn't be killed.
         signal.signal(signal.SIGTERM, signal.SIG_IGN if told.is_set() else before)
